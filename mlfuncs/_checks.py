@@ -1,0 +1,97 @@
+"""Checks at the door of public functions: what is known without running the computation raises `ValueError`.
+
+Shapes are always known. Values are checked only when concrete: inside `jit`, `grad` or `vmap` a traced value passes, so
+checks cost nothing in compiled code.
+"""
+
+from collections.abc import Callable, Collection
+from typing import Any
+
+import jax
+import numpy as np
+
+
+def is_concrete(value: Any) -> bool:
+    """Whether `value` can be looked at now, outside a trace."""
+    return not isinstance(value, jax.core.Tracer)
+
+
+def _require(name: str, value: Any, holds: Callable[[np.ndarray], Any], rule: str) -> None:
+    # NaN passes every rule: it is the caller's data, and is never hidden.
+    if is_concrete(value):
+        array = np.asarray(value)
+        if array.dtype == object:
+            raise ValueError(f"{name} must be a number or an array, got {value!r}")
+        # ml_dtypes (bfloat16) know no isnan in NumPy: compare in float64.
+        array = array.astype(np.float64)
+        if not np.all(holds(array) | np.isnan(array)):
+            raise ValueError(f"{name} must be {rule}, got {value!r}")
+
+
+def positive(name: str, value: Any) -> None:
+    _require(name, value, lambda v: v > 0, "> 0")
+
+
+def non_negative(name: str, value: Any) -> None:
+    _require(name, value, lambda v: v >= 0, ">= 0")
+
+
+def within(name: str, value: Any, low: float, high: float) -> None:
+    _require(name, value, lambda v: (v >= low) & (v <= high), f"in [{low:g}, {high:g}]")
+
+
+def within_half_open(name: str, value: Any, low: float, high: float) -> None:
+    _require(name, value, lambda v: (v > low) & (v <= high), f"in ({low:g}, {high:g}]")
+
+
+def at_least(name: str, value: Any, low: float) -> None:
+    _require(name, value, lambda v: v >= low, f">= {low:g}")
+
+
+def ordered(low_name: str, low: Any, high_name: str, high: Any, *, strict: bool = True) -> None:
+    """`low < high` (or `<=` when not strict), where both are concrete."""
+    if is_concrete(low) and is_concrete(high):
+        a, b = np.asarray(low, np.float64), np.asarray(high, np.float64)
+        if np.any(a >= b if strict else a > b):
+            raise ValueError(f"{low_name} must be {'<' if strict else '<='} {high_name}, got {low!r} and {high!r}")
+
+
+def count(name: str, value: Any, low: int = 1) -> None:
+    """A Python (or NumPy) integer >= `low` that decides a shape, so it can't be traced."""
+    if not is_concrete(value):
+        raise ValueError(f"{name} decides a shape and must be a Python integer, got a traced value")
+    if isinstance(value, bool) or np.ndim(value) != 0 or int(value) != value or int(value) < low:
+        raise ValueError(f"{name} must be an integer >= {low}, got {value!r}")
+
+
+def same_shape(first_name: str, first: Any, second_name: str, second: Any) -> None:
+    if np.shape(first) != np.shape(second):
+        raise ValueError(
+            f"{first_name} and {second_name} must have one shape, got {np.shape(first)} and {np.shape(second)}"
+        )
+
+
+def rank(name: str, value: Any, expected: int) -> None:
+    if np.ndim(value) != expected:
+        raise ValueError(f"{name} must have {expected} axes, got shape {np.shape(value)}")
+
+
+def batched(name: str, value: Any) -> None:
+    """At least one axis: the batch."""
+    if np.ndim(value) < 1:
+        raise ValueError(f"{name} must have a leading batch axis, got a scalar")
+
+
+def per_example(name: str, value: Any, batch: int) -> None:
+    if np.shape(value) != (batch,):
+        raise ValueError(f"{name} must have shape ({batch},), one value per example, got {np.shape(value)}")
+
+
+def scalar_or_per_example(name: str, value: Any, batch: int) -> None:
+    if np.shape(value) not in ((), (batch,)):
+        raise ValueError(f"{name} must be a scalar or have shape ({batch},), got {np.shape(value)}")
+
+
+def one_of(name: str, value: Any, known: Collection[str]) -> None:
+    if value not in known:
+        raise ValueError(f"{name} must be one of {', '.join(sorted(known))}, got {value!r}")
