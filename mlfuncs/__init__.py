@@ -9,7 +9,11 @@ import types
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from . import consistency, diffusion, metrics, robust, transport
+    import mlfuncs.consistency as consistency
+    import mlfuncs.diffusion as diffusion
+    import mlfuncs.metrics as metrics
+    import mlfuncs.robust as robust
+    import mlfuncs.transport as transport
 
 __version__ = "0.1.0"
 __all__ = ["consistency", "diffusion", "metrics", "robust", "transport"]
