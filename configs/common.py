@@ -1,0 +1,138 @@
+"""Fields that every config has, and the blocks that many share."""
+
+import ml_collections
+from ml_collections import config_dict
+
+# A field without a value takes its method's setting; the placeholder fixes its type.
+from_method = config_dict.placeholder
+
+
+def base(task: str) -> ml_collections.ConfigDict:
+    """What `experiments.train` needs of any config."""
+    config = ml_collections.ConfigDict()
+    config.task = task
+    config.seed = 0
+    config.batch_size = 256
+    config.steps = 1000
+    config.log_every = 100
+    config.evaluate_every = 1000  # 0: never
+    config.checkpoint = {"every": 1000, "keep": 3}  # every 0: only at the end
+    config.mesh = {"data": -1}  # devices along each axis; -1: all
+    config.parallel = "jit"
+    config.cache_dir = "runs/cache"  # runs that others need: feature networks, teachers, autoencoders
+    config.ema_decay = 0.999
+    config.optimizer = optimizer()
+    return config
+
+
+def optimizer(name: str = "adam", learning_rate: float = 1e-3) -> ml_collections.ConfigDict:
+    return ml_collections.ConfigDict(
+        {
+            "name": name,
+            "learning_rate": learning_rate,
+            "schedule": "constant",  # or "cosine", to 0 at the last step
+            "warmup_steps": 0,
+            "clip": 0.0,  # largest global gradient norm; 0: none
+        }
+    )
+
+
+def evaluation(features: ml_collections.ConfigDict | None, samples: int) -> ml_collections.ConfigDict:
+    """How generated examples are judged."""
+    return ml_collections.ConfigDict(
+        {
+            "samples": samples,
+            "block": 256,  # samples drawn at once
+            "pictured": 64,
+            "split": "train",  # what generated examples are compared with
+            "reference": 0,  # at most so many real examples; 0: all
+            "features": features if features is not None else {},  # config of the network that judges
+        }
+    )
+
+
+def images(name: str, **fields: object) -> ml_collections.ConfigDict:
+    """A tensorflow-datasets image set."""
+    return ml_collections.ConfigDict(
+        {
+            "name": name,
+            "data_dir": "",  # empty: the folder in MLFUNCS_DATA, else ~/tensorflow_datasets
+            "flip": False,
+            "image_size": 0,  # 0: as stored
+            "resident_bytes": 2**31,  # larger sets stay on disk and are streamed
+            **fields,
+        }
+    )
+
+
+def consistency(method: str, teacher: ml_collections.ConfigDict | None) -> ml_collections.ConfigDict:
+    """A consistency config: what is left without a value is the method's published setting."""
+    config = base("consistency")
+    config.method = method  # training, improved, latent_improved, distillation, easy_tuning
+    config.consistency = {
+        "loss": from_method(str),
+        "pairs": from_method(str),
+        "discretization": from_method(str),
+        "initial_steps": from_method(int),
+        "final_steps": from_method(int),
+        "proposal": from_method(str),
+        "proposal_mean": from_method(float),
+        "proposal_std": from_method(float),
+        "distance": from_method(str),
+        "robust_scale": from_method(str),
+        "weight": from_method(str),
+        "teacher": from_method(str),
+        "initial_decay": from_method(float),
+        "solver": from_method(str),
+        "coupling": from_method(str),
+        "coupling_group": 0,  # 0: the whole batch
+        "diffusion_fraction": from_method(float),
+        "diffusion_weight": from_method(float),
+        "initialize_from_teacher": from_method(bool),
+        "sigma_min": from_method(float),
+        "sigma_max": 80.0,
+        "sigma_data": 0.5,
+        "stages": 8,  # of easy tuning
+    }
+    config.teacher = teacher if teacher is not None else {}
+    config.methods = {}  # this config's settings of single methods: {method: {section: {field: value}}}
+    return config
+
+
+def residual_mlp(**fields: object) -> ml_collections.ConfigDict:
+    return ml_collections.ConfigDict(
+        {
+            "name": "mlp",
+            "width": 256,
+            "depth": 3,
+            "fourier_features": 64,
+            "fourier_scale": from_method(float),
+            "dropout": from_method(float),
+            "norm": from_method(str),
+            "time_conditioning": "additive",
+            "class_condition": False,
+            "dtype": "float32",
+            **fields,
+        }
+    )
+
+
+def unet(**fields: object) -> ml_collections.ConfigDict:
+    return ml_collections.ConfigDict(
+        {
+            "name": "unet",
+            "channels": 32,
+            "channel_multipliers": (1, 2, 2),
+            "blocks_per_level": 1,
+            "attention_resolutions": (),
+            "heads": 1,
+            "fourier_scale": from_method(float),
+            "dropout": from_method(float),
+            "norm": from_method(str),
+            "time_conditioning": "scale_shift",
+            "class_condition": False,
+            "dtype": "float32",
+            "remat": False,
+            **fields,
+        }
+    )

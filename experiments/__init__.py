@@ -1,0 +1,1 @@
+"""Programs that train, sample and measure with the functions of `mlfuncs`."""

@@ -1,0 +1,94 @@
+"""Configs as plain data: their fingerprint, their file in a workdir, and what two of them do not share."""
+
+import hashlib
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import ml_collections
+
+from experiments.engine.errors import UserError
+
+# Fields that change what is written, when, or where it runs, but not the numbers of the run.
+INCIDENTAL = frozenset(
+    {
+        "cache_dir",
+        "checkpoint",
+        "data.data_dir",
+        "data.resident_bytes",
+        "evaluate_every",
+        "log_every",
+        "mesh",
+        "parallel",
+    }
+)
+
+
+def plain(config: ml_collections.ConfigDict) -> dict[str, Any]:
+    """The config as JSON data (tuples become lists)."""
+    return json.loads(json.dumps(config.to_dict()))
+
+
+def flatten(tree: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """('a.b', value) for every leaf of nested dicts."""
+    for name, value in tree.items():
+        path = f"{prefix}{name}"
+        if isinstance(value, dict) and value:
+            yield from flatten(value, f"{path}.")
+        else:
+            yield path, value
+
+
+def _incidental(path: str) -> bool:
+    parts = path.split(".")
+    tails = {".".join(parts[i:j]) for i in range(len(parts)) for j in range(i + 1, len(parts) + 1)}
+    return bool(tails & INCIDENTAL)
+
+
+def computation(config: ml_collections.ConfigDict | dict[str, Any]) -> dict[str, Any]:
+    """The fields, by dotted path, that change the numbers of a run."""
+    tree = config if isinstance(config, dict) else plain(config)
+    return {path: value for path, value in flatten(tree) if not _incidental(path)}
+
+
+def fingerprint(config: ml_collections.ConfigDict) -> str:
+    """Twelve hexadecimal digits that two configs share where they compute the same."""
+    return hashlib.sha256(json.dumps(computation(config), sort_keys=True).encode()).hexdigest()[:12]
+
+
+def save(config: ml_collections.ConfigDict, workdir: Path) -> None:
+    """Writes `config.json`, atomically."""
+    partial = workdir / "config.json.partial"
+    partial.write_text(json.dumps(plain(config), indent=2) + "\n")
+    os.replace(partial, workdir / "config.json")
+
+
+def load(workdir: Path) -> ml_collections.ConfigDict:
+    """Reads `config.json` of a run."""
+    path = workdir / "config.json"
+    try:
+        tree = json.loads(path.read_text())
+    except FileNotFoundError:
+        raise UserError(f"{workdir} is no run: it has no config.json") from None
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} is corrupt ({error}); restore it, or choose another workdir") from None
+    if not isinstance(tree, dict):
+        raise UserError(f"{path} is corrupt (an object was expected); restore it, or choose another workdir")
+    return ml_collections.ConfigDict(tree)
+
+
+def check_same(config: ml_collections.ConfigDict, workdir: Path) -> None:
+    """Refuses a workdir that another config made, naming the fields that differ."""
+    ours, theirs = computation(config), computation(load(workdir))
+    absent = "absent"
+    differing = [
+        f"{path}: {theirs.get(path, absent)!r} there, {ours.get(path, absent)!r} here"
+        for path in sorted(ours.keys() | theirs.keys())
+        if ours.get(path, absent) != theirs.get(path, absent)
+    ]
+    if differing:
+        raise UserError(
+            f"{workdir} was made by another config; choose another --workdir. Differing fields: {'; '.join(differing)}"
+        )

@@ -1,0 +1,12 @@
+"""The one exception that programs show as a single line."""
+
+from collections.abc import Iterable
+
+
+class UserError(Exception):
+    """Something the user can mend: the message says what was wrong, where, and what to do. Exit code 2, one line."""
+
+
+def unknown(what: str, name: object, known: Iterable[str]) -> UserError:
+    """The error for a name that is in no table, with the names that are."""
+    return UserError(f"unknown {what} {name!r}; known: {', '.join(sorted(known))}")

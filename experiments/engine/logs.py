@@ -1,0 +1,105 @@
+"""What a run tells: `metrics.jsonl`, TensorBoard files, and a progress bar or plain lines."""
+
+import json
+import os
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from tensorboardX import SummaryWriter
+
+
+class Records:
+    """`metrics.jsonl`, one object a line, and the same numbers for TensorBoard."""
+
+    def __init__(self, workdir: Path, first_step: int):
+        """Keeps the lines up to `first_step`; later ones come again when the run goes on from there."""
+        self.path = workdir / "metrics.jsonl"
+        self.lines = [record for record in read(self.path) if record["step"] <= first_step]
+        partial = self.path.with_name("metrics.jsonl.partial")
+        partial.write_text("".join(json.dumps(record) + "\n" for record in self.lines))
+        os.replace(partial, self.path)
+        self._file = self.path.open("a")
+        self._board = SummaryWriter(str(workdir / "tensorboard"), purge_step=first_step + 1)
+
+    def write(self, record: Mapping[str, float]) -> None:
+        self.lines.append(dict(record))
+        self._file.write(json.dumps(record) + "\n")
+        self._file.flush()
+        for name, value in record.items():
+            if name != "step":
+                self._board.add_scalar(name, value, int(record["step"]))
+
+    def close(self) -> None:
+        self._file.close()
+        self._board.close()
+
+
+def read(path: Path) -> list[dict[str, Any]]:
+    """The records of a `metrics.jsonl`; a last line cut short by a kill is left out."""
+    records: list[dict[str, Any]] = []
+    if path.exists():
+        for line in path.read_text().splitlines():
+            try:
+                record = json.loads(line)
+            except json.JSONDecodeError:
+                break
+            records.append(record)
+    return records
+
+
+class Display:
+    """A progress bar on a terminal; a line for each log interval elsewhere."""
+
+    def __init__(self, steps: int, first_step: int, label: str):
+        self.steps, self.first_step, self.label = steps, first_step, label
+        self.started = time.perf_counter()
+        self.console = Console()
+        self._progress: Progress | None = None
+        if sys.stdout.isatty():
+            self._progress = Progress(
+                TextColumn("{task.description}"),
+                BarColumn(),
+                MofNCompleteColumn(),
+                TextColumn("{task.fields[rate]}  {task.fields[loss]}"),
+                TimeRemainingColumn(),
+                console=self.console,
+            )
+            self._bar = self._progress.add_task(label, total=steps, completed=first_step, rate="", loss="compiling")
+            self._progress.start()
+
+    def advance(self, step: int, loss: float, rate: float) -> None:
+        if self._progress is not None:
+            self._progress.update(self._bar, completed=step, rate=f"{rate:.1f} steps/s", loss=f"loss {loss:.4g}")
+
+    def line(self, step: int, loss: float, rate: float) -> None:
+        """The plain line of a log interval."""
+        if self._progress is None:
+            left = (self.steps - step) / rate if rate > 0 else float("inf")
+            print(
+                f"{self.label}  step {step}/{self.steps}  loss {loss:.4g}  {rate:.1f} steps/s  {_clock(left)} left",
+                flush=True,
+            )
+
+    def say(self, text: str) -> None:
+        """A summary line, above the bar where there is one."""
+        if self._progress is not None:
+            self.console.print(text, markup=False, highlight=False)
+        else:
+            print(text, flush=True)
+
+    def close(self) -> None:
+        if self._progress is not None:
+            self._progress.stop()
+
+
+def _clock(seconds: float) -> str:
+    if seconds == float("inf"):
+        return "?"
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"

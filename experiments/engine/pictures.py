@@ -1,0 +1,84 @@
+"""PNG files: grids of images side by side, and curves over training."""
+
+import math
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import numpy as np
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+
+from experiments.engine.task import Panels
+
+PANEL_INCHES = 3.2
+
+
+def grid(images: np.ndarray) -> np.ndarray:
+    """uint8 [N, H, W, C] as one picture [rows (H + 1), columns (W + 1), C], nearly square, with thin white lines."""
+    count, height, width, channels = images.shape
+    columns = math.ceil(math.sqrt(count))
+    rows = math.ceil(count / columns)
+    picture = np.full((rows * (height + 1) - 1, columns * (width + 1) - 1, channels), 255, np.uint8)
+    for place, image in enumerate(images):
+        top, left = (place // columns) * (height + 1), (place % columns) * (width + 1)
+        picture[top : top + height, left : left + width] = image
+    return picture
+
+
+def write_panels(path: Path, panels: Panels) -> None:
+    """Grids side by side, each under its title."""
+    figure, axes = plt.subplots(1, len(panels), figsize=(PANEL_INCHES * len(panels), PANEL_INCHES + 0.3), squeeze=False)
+    for axis, (title, images) in zip(axes[0], panels, strict=True):
+        picture = grid(images)
+        axis.imshow(picture.squeeze(), cmap="gray", vmin=0, vmax=255, interpolation="nearest")
+        axis.set_title(title)
+        axis.axis("off")
+    _write(figure, path)
+
+
+def write_curves(path: Path, records: Sequence[Mapping[str, Any]]) -> None:
+    """The loss, and what was measured at evaluations, over steps. Nothing is drawn without a record."""
+    measured = sorted({name for record in records for name in record} - {"step", "loss", "steps_per_second"})
+    plots = [["loss"], *_families(measured)]
+    plots = [names for names in plots if any(name in record for record in records for name in names)]
+    if not plots:
+        return
+    figure, axes = plt.subplots(1, len(plots), figsize=(4.2 * len(plots), 3.2), squeeze=False)
+    for axis, names in zip(axes[0], plots, strict=True):
+        values: list[float] = []
+        for name in names:
+            points = [(record["step"], record[name]) for record in records if name in record]
+            axis.plot(*zip(*points, strict=True), label=name, marker="." if len(points) < 40 else None)
+            values += [value for _, value in points]
+        if min(values) > 0 and max(values) > 5 * min(values):
+            axis.set_yscale("log")
+        axis.set_xlabel("step")
+        axis.set_title(names[0] if len(names) == 1 else _stem(names[0]).replace("_", " "))
+        axis.grid(alpha=0.3)
+        if len(names) > 1:
+            axis.legend(fontsize="small")
+    _write(figure, path)
+
+
+def _stem(name: str) -> str:
+    return name.rstrip("0123456789").rstrip("_") if name[-1].isdigit() else name
+
+
+def _families(names: Sequence[str]) -> list[list[str]]:
+    """Metrics that differ in a trailing number (frechet_distance_1, _2) share a plot."""
+    families: dict[str, list[str]] = {}
+    for name in names:
+        families.setdefault(_stem(name), []).append(name)
+    return list(families.values())
+
+
+def _write(figure: Any, path: Path) -> None:
+    figure.tight_layout()
+    partial = path.with_name(path.name + ".partial")
+    figure.savefig(partial, format="png", dpi=110)
+    plt.close(figure)
+    os.replace(partial, path)

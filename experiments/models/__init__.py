@@ -1,0 +1,90 @@
+"""Small, readable Flax NNX networks, and their functional face: parameters are a nested dict, models are functions."""
+
+import inspect
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import ml_collections
+from flax import nnx
+from jax import Array
+
+from experiments.models.autoencoder import Autoencoder
+from experiments.models.classifier import Classifier
+from experiments.models.mlp import ResidualMLP
+from experiments.models.unet import UNet
+
+MODELS: dict[str, Any] = {
+    "autoencoder": Autoencoder,
+    "classifier": Classifier,
+    "mlp": ResidualMLP,
+    "unet": UNet,
+}
+GIVEN = {"self", "example_shape", "num_classes", "rngs"}  # what the world decides, not the config
+CHOICES = {
+    "dtype": ("bfloat16", "float32"),
+    "norm": ("non_scaling", "none", "scaling"),
+    "time_conditioning": ("additive", "scale_shift"),
+}
+FRACTIONS = ("dropout",)
+POSITIVE = (
+    "blocks_per_level",
+    "channel_multipliers",
+    "channels",
+    "depth",
+    "features",
+    "fourier_features",
+    "fourier_scale",
+    "heads",
+    "latent",
+    "width",
+)
+
+
+class Model(NamedTuple):
+    """`init(key) -> params`, float32; `apply(params, *inputs, method=..., **inputs)` calls the network."""
+
+    init: Callable[[Array], Any]
+    apply: Callable[..., Any]
+
+
+def build(config: ml_collections.ConfigDict, *, example_shape: tuple[int, ...], num_classes: int) -> Model:
+    """The network that `config.name` names, with the other fields as its settings.
+
+    Raises:
+      ValueError: an unknown name or field, or a value out of range, named `model.<field>`.
+    """
+    fields = dict(config)
+    name = fields.pop("name")
+    if name not in MODELS:
+        raise ValueError(f"model.name must be one of {', '.join(sorted(MODELS))}, got {name!r}")
+    known = inspect.signature(MODELS[name].__init__).parameters.keys() - GIVEN
+    for field, value in fields.items():
+        if field not in known:
+            raise ValueError(f"model.{field} is no field of {name!r}, which has {', '.join(sorted(known))}")
+        _check(field, value)
+
+    def construct(rngs: nnx.Rngs) -> nnx.Module:
+        return MODELS[name](example_shape=tuple(example_shape), num_classes=num_classes, rngs=rngs, **fields)
+
+    graph, abstract = nnx.split(nnx.eval_shape(lambda: construct(nnx.Rngs(0))))
+
+    def init(key: Array) -> Any:
+        return nnx.to_pure_dict(nnx.split(construct(nnx.Rngs(key)))[1])
+
+    def apply(params: Any, *inputs: Any, method: str = "__call__", **named: Any) -> Any:
+        state = jax.tree.map(lambda leaf: leaf, abstract)  # a copy: filling it in must not touch the original
+        nnx.replace_by_pure_dict(state, params)
+        return getattr(nnx.merge(graph, state), method)(*inputs, **named)
+
+    return Model(init, apply)
+
+
+def _check(field: str, value: Any) -> None:
+    values = tuple(value) if isinstance(value, (list, tuple)) else (value,)
+    if field in CHOICES and value not in CHOICES[field]:
+        raise ValueError(f"model.{field} must be one of {', '.join(CHOICES[field])}, got {value!r}")
+    if field in FRACTIONS and not 0 <= value < 1:
+        raise ValueError(f"model.{field} must be in [0, 1), got {value!r}")
+    if field in POSITIVE and (not values or any(v <= 0 for v in values)):
+        raise ValueError(f"model.{field} must be > 0, got {value!r}")

@@ -1,0 +1,116 @@
+"""Parts that the networks share. Everything random comes in as keys, one an example."""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jax import Array
+
+from mlfuncs import consistency
+
+FREQUENCY_SEED = 0xF0
+
+
+def dropout(x: Array, keys: Array | None, rate: float, layer: int) -> Array:
+    """Drops values of x [B, ...] and rescales the rest; None or rate 0: x itself.
+
+    The mask of an example is a function of its key and the layer, so it does not depend on the rest of the batch, and two
+    passes with the same keys share their masks.
+    """
+    if keys is None or rate == 0:
+        return x
+
+    def keep(key: Array) -> Array:
+        return jax.random.bernoulli(jax.random.fold_in(key, layer), 1 - rate, x.shape[1:])
+
+    return jnp.where(jax.vmap(keep)(keys), x / (1 - rate), 0).astype(x.dtype)
+
+
+class FourierFeatures(nnx.Module):
+    """Sines and cosines of a number per example, at fixed normal frequencies of standard deviation `scale`."""
+
+    def __init__(self, features: int, scale: float):
+        generator = np.random.default_rng(FREQUENCY_SEED)
+        # A tuple is static: the frequencies are constants of the graph, not parameters.
+        self.frequencies = tuple((2 * np.pi * scale * generator.standard_normal(features // 2)).tolist())
+
+    def __call__(self, value: Array) -> Array:
+        angles = value[:, None] * jnp.asarray(self.frequencies, jnp.float32)
+        return jnp.concatenate([jnp.sin(angles), jnp.cos(angles)], axis=-1)
+
+
+class TimeEmbedding(nnx.Module):
+    """The noise level, and the class where there are any, as a vector for every block."""
+
+    def __init__(self, width: int, *, features: int, scale: float, num_classes: int, dtype: jnp.dtype, rngs: nnx.Rngs):
+        self.fourier = FourierFeatures(features, scale)
+        self.first = nnx.Linear(features, width, dtype=dtype, rngs=rngs)
+        self.second = nnx.Linear(width, width, dtype=dtype, rngs=rngs)
+        if num_classes:
+            self.classes = nnx.Embed(num_classes, width, dtype=dtype, rngs=rngs)
+
+    def __call__(self, c_noise: Array, labels: Array | None) -> Array:
+        embedding = self.second(nnx.silu(self.first(self.fourier(c_noise))))
+        if labels is not None:
+            embedding = embedding + self.classes(labels)
+        return nnx.silu(embedding)
+
+
+class LayerNorm(nnx.Module):
+    """Layer norm over the last axis: `scaling` with a gain, `non_scaling` with a bias alone, `none` the identity."""
+
+    def __init__(self, features: int, kind: str, rngs: nnx.Rngs):
+        self.kind = kind
+        if kind == "scaling":
+            self.norm = nnx.LayerNorm(features, rngs=rngs)
+        elif kind == "non_scaling":
+            self.bias = nnx.Param(jnp.zeros(features))
+
+    def __call__(self, x: Array) -> Array:
+        if self.kind == "scaling":
+            return self.norm(x).astype(x.dtype)
+        return consistency.non_scaling_layer_norm(x, self.bias[...]) if self.kind == "non_scaling" else x
+
+
+class GroupNorm(nnx.Module):
+    """Group norm over images: `scaling` with a gain, `non_scaling` with a bias alone, `none` the identity."""
+
+    def __init__(self, channels: int, kind: str, rngs: nnx.Rngs):
+        self.kind = kind
+        if kind != "none":
+            groups = next(g for g in range(min(32, max(1, channels // 4)), 0, -1) if channels % g == 0)
+            self.norm = nnx.GroupNorm(channels, num_groups=groups, use_scale=kind == "scaling", rngs=rngs)
+
+    def __call__(self, x: Array) -> Array:
+        return x if self.kind == "none" else self.norm(x).astype(x.dtype)
+
+
+class Modulation(nnx.Module):
+    """How a block hears the time embedding: added, or as scale and shift of normalised features.
+
+    Under a norm without gain the factor (1 + scale) is left out too.
+    """
+
+    def __init__(self, features: int, embedding: int, *, kind: str, norm: str, dtype: jnp.dtype, rngs: nnx.Rngs):
+        self.scales = kind == "scale_shift" and norm != "non_scaling"
+        self.dense = nnx.Linear(embedding, features * (2 if self.scales else 1), dtype=dtype, rngs=rngs)
+
+    def __call__(self, x: Array, embedding: Array) -> Array:
+        shift = self.dense(embedding)
+        shift = shift.reshape(shift.shape[0], *[1] * (x.ndim - 2), shift.shape[-1])
+        if not self.scales:
+            return x + shift
+        scale, shift = jnp.split(shift, 2, axis=-1)
+        return x * (1 + scale) + shift
+
+
+def attention(query: Array, key: Array, value: Array, heads: int) -> Array:
+    """Multi-head attention among the tokens of [B, T, C]."""
+    split = lambda x: x.reshape(*x.shape[:2], heads, -1)  # noqa: E731
+    return jax.nn.dot_product_attention(split(query), split(key), split(value)).reshape(query.shape)
+
+
+LECUN: Callable[..., Array] = nnx.initializers.lecun_normal()
+ZERO: Callable[..., Array] = nnx.initializers.zeros_init()

@@ -1,0 +1,82 @@
+"""A run: a config, the world and task it names, and the state trained so far. Runs that others need are cached."""
+
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import ml_collections
+
+from experiments import tasks, worlds
+from experiments.engine import configuration, loop, mesh
+from experiments.engine.checkpoint import Checkpoints
+from experiments.engine.errors import UserError
+from experiments.engine.task import Task
+from experiments.worlds import World
+
+
+class Run(NamedTuple):
+    config: ml_collections.ConfigDict
+    world: World
+    task: Task
+    state: Any = None
+
+
+def use_compilation_cache(config: ml_collections.ConfigDict) -> None:
+    """Keeps compiled programs in the cache folder, so that a second start compiles nothing."""
+    jax.config.update("jax_compilation_cache_dir", str(Path(config.cache_dir).absolute() / "compiled"))
+
+
+def prepare(config: ml_collections.ConfigDict) -> Run:
+    """World and task of a resolved config, nothing trained yet."""
+
+    def trained(needed: ml_collections.ConfigDict) -> Run:
+        return obtain(needed, Path(config.cache_dir))
+
+    loop.check_limits(config)
+    world = worlds.build(config.data, trained)
+    worlds.check_batch(config.batch_size, world.train)
+    return Run(config, world, tasks.build(config, world, trained))
+
+
+def obtain(config: ml_collections.ConfigDict, cache_dir: Path) -> Run:
+    """The finished run of a config that another run needs, trained now where the cache lacks it."""
+    config = tasks.resolve(config)
+    config.cache_dir = str(cache_dir)
+    workdir = cache_dir / f"{config.task}-{configuration.fingerprint(config)}"
+    return train(config, workdir)
+
+
+def train(config: ml_collections.ConfigDict, workdir: Path) -> Run:
+    """Trains a resolved config in `workdir`, going on from what is there."""
+    open_workdir(config, workdir)
+    run = prepare(config)
+    return run._replace(state=loop.train(run.task, run.world.train, config, workdir, label=config.task))
+
+
+def open_workdir(config: ml_collections.ConfigDict, workdir: Path) -> None:
+    """Makes the folder and writes `config.json`; refuses a folder of another config or one that can't be written."""
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+        if (workdir / "config.json").exists():
+            configuration.check_same(config, workdir)
+        configuration.save(config, workdir)
+    except OSError as error:
+        raise UserError(f"--workdir {workdir} can't be written: {error.strerror or error}") from None
+
+
+def restore(workdir: Path, *, evaluate: bool = True) -> Run:
+    """A run from its workdir, with the newest checkpoint. Without `evaluate` nothing is prepared to measure samples."""
+    config = configuration.load(workdir)
+    if not (workdir / "checkpoints").is_dir():
+        raise UserError(f"{workdir} holds no checkpoint yet; train it with experiments.train")
+    checkpoints = Checkpoints(workdir, keep=config.checkpoint.keep)
+    step = checkpoints.newest()
+    if not step:
+        raise UserError(f"{workdir} holds no checkpoint yet; train it with experiments.train")
+    if not evaluate:
+        config.evaluate_every = 0
+    run = prepare(config)
+    devices = mesh.make(config.mesh, config.parallel, config.batch_size)
+    state, _ = loop.starting_state(run.task, config, checkpoints, mesh.replicated(devices), step)
+    checkpoints.close()
+    return run._replace(state=jax.block_until_ready(state))

@@ -1,0 +1,53 @@
+"""Draws samples from a trained run and writes them as one picture.
+
+usage: python -m experiments.sample --workdir=DIR [--num=64] [--steps=1] [--seed=0] [--out=samples.png] [--overwrite]
+
+  --steps     network jumps of a consistency model, Heun steps of a diffusion model
+  --seed      sample i of a seed is the same however many are drawn
+"""
+
+from pathlib import Path
+
+from absl import flags
+
+from experiments.engine import command_line
+from experiments.engine.errors import UserError
+
+_WORKDIR = flags.DEFINE_string("workdir", "", "folder of a trained run")
+_NUM = flags.DEFINE_integer("num", 64, "how many samples")
+_STEPS = flags.DEFINE_integer("steps", 1, "sampling steps")
+_SEED = flags.DEFINE_integer("seed", 0, "seed of the noise")
+_OUT = flags.DEFINE_string("out", "samples.png", "file to write")
+_OVERWRITE = flags.DEFINE_bool("overwrite", False, "replace the file if it exists")
+
+
+def main() -> None:
+    for flag in (_NUM, _STEPS):
+        if flag.value < 1:
+            raise UserError(f"--{flag.name} must be >= 1, got {flag.value}")
+    if _SEED.value < 0:
+        raise UserError(f"--seed must be >= 0, got {_SEED.value}")
+    out = Path(_OUT.value)
+    if out.exists() and not _OVERWRITE.value:
+        raise UserError(f"{out} exists; choose another --out, or add --overwrite")
+    if not out.absolute().parent.is_dir():
+        raise UserError(f"--out: the folder {out.absolute().parent} does not exist")
+
+    import jax
+
+    from experiments import runs
+    from experiments.engine import pictures
+
+    run = runs.restore(Path(_WORKDIR.value), evaluate=False)
+    if run.task.sample is None:
+        raise UserError(f"{_WORKDIR.value} is a {run.config.task} run, which draws no samples")
+    images = run.task.sample(run.state, jax.random.key(_SEED.value), _NUM.value, _STEPS.value)
+    try:
+        pictures.write_panels(out, [(f"{_STEPS.value} step{'s' * (_STEPS.value > 1)}", images)])
+    except OSError as error:
+        raise UserError(f"--out {out} can't be written: {error.strerror or error}") from None
+    print(f"{_NUM.value} samples in {_STEPS.value} step{'s' * (_STEPS.value > 1)} from {_WORKDIR.value}: {out}")
+
+
+if __name__ == "__main__":
+    command_line.run(main, required=("workdir",))

@@ -1,0 +1,65 @@
+"""Image classification with a small network; its penultimate features judge generated images."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+import numpy as np
+import optax
+from jax import Array
+
+from experiments import models
+from experiments.engine.errors import UserError
+from experiments.engine.task import Batch, Panels, Task
+from experiments.tasks import common
+from experiments.tasks.common import TrainState
+from experiments.worlds import Trained, World
+
+TEST_BATCH = 512
+
+
+def build(config: ml_collections.ConfigDict, world: World, trained: Trained) -> Task:
+    del trained
+    if world.num_classes < 2:
+        raise UserError(f"config.data: classification needs labels, and {config.data.name!r} has none")
+    model = models.build(config.model, example_shape=world.example_shape, num_classes=world.num_classes)
+    optimizer = common.make_optimizer(config.optimizer, config.steps)
+
+    def init(key: Array) -> TrainState:
+        return common.initial_state(model.init(key), optimizer)
+
+    def update(state: TrainState, batch: Batch, key: Array) -> tuple[TrainState, dict[str, Array]]:
+        dropout_keys, flip_keys = common.step_keys(key, batch, 2)
+        images = common.examples(world, batch, flip_keys)
+
+        def loss(params: Any) -> tuple[Array, Array]:
+            logits = model.apply(params, images, keys=dropout_keys)["logits"]
+            losses = optax.losses.softmax_cross_entropy_with_integer_labels(logits, batch["label"])
+            return jnp.mean(losses), jnp.mean(jnp.argmax(logits, -1) == batch["label"])
+
+        (value, accuracy), gradients = jax.value_and_grad(loss, has_aux=True)(state.params)
+        state = common.apply_gradients(state, gradients, optimizer, config.ema_decay)
+        return state, {"loss": value, "accuracy": accuracy}
+
+    @jax.jit
+    def predict(params: Any, raw: Array) -> Array:
+        return jnp.argmax(model.apply(params, world.to_model(raw))["logits"], -1)
+
+    def evaluate(state: TrainState, key: Array) -> tuple[dict[str, float], dict[str, Panels]]:
+        del key
+        blocks = np.array_split(np.arange(len(world.test)), max(1, len(world.test) // TEST_BATCH))
+        correct = 0
+        for block in blocks:
+            batch = world.test.read(block)
+            correct += int(np.sum(np.asarray(predict(state.average, batch["image"])) == batch["label"]))
+        return {"test_accuracy": correct / len(world.test)}, {}
+
+    return Task(init, update, evaluate)
+
+
+def features(run: Any) -> Callable[[Array], Array]:
+    """The penultimate features [B, F] of a trained run, as a function of images as models see them."""
+    model = models.build(run.config.model, example_shape=run.world.example_shape, num_classes=run.world.num_classes)
+    return lambda images: model.apply(run.state.average, images)["features"]

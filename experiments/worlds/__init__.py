@@ -1,0 +1,69 @@
+"""Where data comes from. A world is two splits of examples and the way from its values to pixels."""
+
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple, Protocol
+
+import ml_collections
+import numpy as np
+from jax import Array
+
+from experiments.engine.errors import UserError, unknown
+
+
+class Split(Protocol):
+    """Examples by index: `examples` holds all of them where they fit in memory, `read` fetches some."""
+
+    @property
+    def examples(self) -> Mapping[str, np.ndarray] | None: ...
+
+    def __len__(self) -> int: ...
+
+    def read(self, indices: np.ndarray) -> dict[str, np.ndarray]: ...
+
+
+class InMemory:
+    """A split held in arrays."""
+
+    def __init__(self, examples: Mapping[str, np.ndarray]):
+        self.examples = dict(examples)
+
+    def __len__(self) -> int:
+        return len(next(iter(self.examples.values())))
+
+    def read(self, indices: np.ndarray) -> dict[str, np.ndarray]:
+        return {name: values[indices] for name, values in self.examples.items()}
+
+
+class World(NamedTuple):
+    """A data set: raw examples {"image", "label"} and what a model needs to know of them."""
+
+    train: Split
+    test: Split
+    example_shape: tuple[int, ...]
+    num_classes: int
+    to_model: Callable[[Array], Array]  # raw "image" values -> floats that models train on
+    to_pixels: Callable[[Array], Array]  # floats of a model -> uint8 images [B, H, W, C]
+    flip: bool = False  # mirror images at random while training
+
+
+Trained = Callable[[ml_collections.ConfigDict], Any]
+
+
+def build(config: ml_collections.ConfigDict, trained: Trained) -> World:
+    """The world that `config.name` names; `trained(config)` gives a world that needs a model one."""
+    from experiments.worlds import digits, images, latents
+
+    known: dict[str, Callable[..., World]] = {"digits": digits.build, "latents": latents.build}
+    name = config.name
+    if name in known:
+        return known[name](config, trained)
+    world = images.build(config)
+    if world is None:
+        raise unknown("config.data.name", name, [*known, *images.known_names()])
+    return world
+
+
+def check_batch(batch_size: int, split: Split) -> None:
+    """A batch is drawn without repetition, so it can't hold more examples than there are."""
+    if batch_size > len(split):
+        raise UserError(f"config.batch_size {batch_size} is larger than the data, {len(split)} training examples")

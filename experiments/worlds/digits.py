@@ -1,0 +1,28 @@
+"""The 1,797 handwritten digits of scikit-learn, 8x8 pixels, embedded in that package (UCI optical recognition)."""
+
+import jax.numpy as jnp
+import ml_collections
+import numpy as np
+import sklearn.datasets
+
+from experiments.worlds import InMemory, Trained, World
+
+
+def build(config: ml_collections.ConfigDict, trained: Trained) -> World:
+    """The last `config.held_out` digits (default 0) are the test set; with none, all are both training and test set."""
+    del trained
+    bunch = sklearn.datasets.load_digits()
+    images = bunch.images.astype(np.uint8)[..., None]  # 0..16
+    labels = bunch.target.astype(np.int32)
+    held_out = int(config.get("held_out", 0))
+    cut = len(images) - held_out
+    train = InMemory({"image": images[:cut], "label": labels[:cut]})
+    test = InMemory({"image": images[cut:], "label": labels[cut:]}) if held_out else train
+    return World(
+        train=train,
+        test=test,
+        example_shape=(8, 8, 1),
+        num_classes=10,
+        to_model=lambda raw: raw.astype(jnp.float32) / 8 - 1,
+        to_pixels=lambda x: jnp.round((jnp.clip(x, -1, 1) + 1) * 127.5).astype(jnp.uint8),
+    )

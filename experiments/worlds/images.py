@@ -1,0 +1,123 @@
+"""Image sets of tensorflow-datasets, read through `tfds.data_source` (array_record files, no TensorFlow needed)."""
+
+import logging
+import os
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import jax.numpy as jnp
+import ml_collections
+import numpy as np
+
+from experiments.engine.errors import UserError
+from experiments.worlds import InMemory, Split, World
+
+BLOCK = 500  # records read in one call while loading a whole set
+
+# The package warns about an optional decoder at import, which a user can do nothing about.
+logging.getLogger("absl").addFilter(lambda record: "OpenCV is not installed" not in record.getMessage())
+
+
+class FromDisk:
+    """A split too large for memory: records are decoded when they are read."""
+
+    examples: Mapping[str, np.ndarray] | None = None
+
+    def __init__(self, source: Any, keys: Mapping[str, str], size: int):
+        self.source, self.keys, self.size = source, keys, size
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def read(self, indices: np.ndarray) -> dict[str, np.ndarray]:
+        records = self.source.__getitems__([int(i) for i in indices])
+        stacked = {ours: [record[theirs] for record in records] for ours, theirs in self.keys.items()}
+        stacked["image"] = [_square(image, self.size) for image in stacked["image"]]
+        return {name: np.stack(values) for name, values in stacked.items()}
+
+
+def _square(image: np.ndarray, size: int) -> np.ndarray:
+    """The central square, resized by area averaging to `size` pixels; 0 leaves the image as it is."""
+    if not size or image.shape[:2] == (size, size):
+        return image
+    from PIL import Image
+
+    short = min(image.shape[:2])
+    top, left = (image.shape[0] - short) // 2, (image.shape[1] - short) // 2
+    crop = Image.fromarray(image[top : top + short, left : left + short].squeeze())
+    resized = np.asarray(crop.resize((size, size), Image.Resampling.BOX))
+    return resized.reshape(size, size, image.shape[2])
+
+
+def _folders(config: ml_collections.ConfigDict) -> list[Path]:
+    """Where a set may lie: the config's folder, else the environment's, else the package's default."""
+    given = config.get("data_dir", "") or os.environ.get("MLFUNCS_DATA", "")
+    if given:
+        return [Path(given).expanduser(), Path(given).expanduser() / "tfds"]
+    return [Path("~/tensorflow_datasets").expanduser()]
+
+
+def known_names() -> list[str]:
+    """What an error names as examples; any image set of tensorflow-datasets will do."""
+    return ["mnist", "cifar10", "(any other image set of tensorflow-datasets)"]
+
+
+def build(config: ml_collections.ConfigDict) -> World | None:
+    """The prepared set that `config.name` names, or None where tensorflow-datasets knows no such set."""
+    import tensorflow_datasets as tfds
+
+    name = config.name
+    folders = _folders(config)
+    folder = next((folder for folder in folders if (folder / name.split("/")[0].split(":")[0]).is_dir()), None)
+    if folder is None:
+        if name.split("/")[0].split(":")[0] not in tfds.list_builders():
+            return None
+        raise UserError(
+            f"data set {name!r} is not under {folders[0]}. Get it with "
+            f"`pip install tensorflow && tfds build {name} --data_dir={folders[0]} --file_format=array_record`, "
+            "or name the folder that has it in config.data.data_dir or MLFUNCS_DATA"
+        )
+    try:
+        builder = tfds.builder(name, data_dir=folder)
+        features = builder.info.features
+        keys = {"image": "image"}
+        if "label" in features:
+            keys["label"] = "label"
+        height, width, channels = features["image"].shape
+        train_name = config.get("train_split", "train")
+        wanted = (config.get("test_split", "test"), "validation", train_name)
+        test_name = next(split for split in wanted if split in builder.info.splits)
+        sources = {split: builder.as_data_source(split) for split in {train_name, test_name}}
+    except (KeyError, ValueError, NotImplementedError, OSError, AttributeError) as error:
+        raise UserError(
+            f"data set {name!r} under {folder} can't be read as images ({str(error).strip().splitlines()[0]}); "
+            f"prepare it with `tfds build {name} --data_dir={folder} --file_format=array_record`"
+        ) from None
+
+    size = int(config.get("image_size", 0))
+    if not size and (height is None or width is None):
+        raise UserError(f"images of {name!r} differ in size: set config.data.image_size")
+    shape = (size or height, size or width, channels)
+    resident = int(config.get("resident_bytes", 2**31))
+    splits = {split: _load(FromDisk(source, keys, size), shape, resident) for split, source in sources.items()}
+    return World(
+        train=splits[train_name],
+        test=splits[test_name],
+        example_shape=shape,
+        num_classes=features["label"].num_classes if "label" in keys else 0,
+        to_model=lambda raw: raw.astype(jnp.float32) / 127.5 - 1,
+        to_pixels=lambda x: jnp.round((jnp.clip(x, -1, 1) + 1) * 127.5).astype(jnp.uint8),
+        flip=bool(config.get("flip", False)),
+    )
+
+
+def _load(split: FromDisk, shape: tuple[int, ...], resident_bytes: int) -> Split:
+    """Reads the whole split into memory where it fits, in threads (decoding releases the interpreter lock)."""
+    if len(split) * int(np.prod(shape)) > resident_bytes:
+        return split
+    blocks = np.array_split(np.arange(len(split)), max(1, len(split) // BLOCK))
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        parts = list(pool.map(split.read, blocks))
+    return InMemory({name: np.concatenate([part[name] for part in parts]) for name in parts[0]})
