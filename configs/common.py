@@ -125,7 +125,7 @@ def unet(**fields: object) -> ml_collections.ConfigDict:
             "channel_multipliers": (1, 2, 2),
             "blocks_per_level": 1,
             "attention_resolutions": (),
-            "heads": 1,
+            "head_channels": 0,  # 0: one head
             "fourier_scale": from_method(float),
             "dropout": from_method(float),
             "norm": from_method(str),

@@ -35,7 +35,6 @@ POSITIVE = (
     "features",
     "fourier_features",
     "fourier_scale",
-    "heads",
     "latent",
     "width",
 )

@@ -70,7 +70,7 @@ class UNet(nnx.Module):
         channel_multipliers: Sequence[int] = (1, 2, 2),
         blocks_per_level: int = 2,
         attention_resolutions: Sequence[int] = (),
-        heads: int = 1,
+        head_channels: int = 0,
         fourier_scale: float = 16.0,
         dropout: float = 0.0,
         norm: str = "scaling",
@@ -83,8 +83,10 @@ class UNet(nnx.Module):
             raise ValueError(f"model.name 'unet' needs images [H, W, C], got examples of shape {tuple(example_shape)}")
         compute, embedding = jnp.dtype(dtype), 4 * channels
         widths = [channels * multiplier for multiplier in channel_multipliers]
-        if any(width % heads for width in widths):
-            raise ValueError(f"model.heads must divide the channels {widths}, got {heads}")
+        if head_channels < 0 or (head_channels and any(width % head_channels for width in widths)):
+            raise ValueError(
+                f"model.head_channels must be 0 (one head) or divide the channels {widths}, got {head_channels}"
+            )
         self.levels, self.blocks, self.remat = len(widths), blocks_per_level, remat
         self.embed = layers.TimeEmbedding(
             embedding,
@@ -107,7 +109,7 @@ class UNet(nnx.Module):
                 embedding,
                 count,
                 attends=size in tuple(attention_resolutions),
-                heads=heads,
+                heads=outputs // head_channels if head_channels else 1,
                 dropout=dropout,
                 norm=norm,
                 time_conditioning=time_conditioning,
