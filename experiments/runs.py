@@ -1,5 +1,8 @@
 """A run: a config, the world and task it names, and the state trained so far. Runs that others need are cached."""
 
+import contextlib
+import fcntl
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -30,7 +33,11 @@ def prepare(config: ml_collections.ConfigDict) -> Run:
     """World and task of a resolved config, nothing trained yet."""
 
     def trained(needed: ml_collections.ConfigDict) -> Run:
-        return obtain(needed, Path(config.cache_dir))
+        try:
+            return obtain(needed, Path(config.cache_dir))
+        except ValueError as error:
+            # Not a fault of this run's config, which is what a ValueError means while a task is built.
+            raise RuntimeError(f"the {needed.task} run that this one needs has failed") from error
 
     loop.check_limits(config)
     world = worlds.build(config.data, trained)
@@ -43,25 +50,39 @@ def obtain(config: ml_collections.ConfigDict, cache_dir: Path) -> Run:
     config = tasks.resolve(config)
     config.cache_dir = str(cache_dir)
     workdir = cache_dir / f"{config.task}-{configuration.fingerprint(config)}"
-    return train(config, workdir)
+    return train(config, workdir, wait=True)
 
 
-def train(config: ml_collections.ConfigDict, workdir: Path) -> Run:
-    """Trains a resolved config in `workdir`, going on from what is there."""
-    open_workdir(config, workdir)
-    run = prepare(config)
-    return run._replace(state=loop.train(run.task, run.world.train, config, workdir, label=config.task))
+def train(config: ml_collections.ConfigDict, workdir: Path, *, wait: bool = False) -> Run:
+    """Trains a resolved config in `workdir`, going on from what is there.
+
+    Two processes never write one workdir: the second is refused, or with `wait` stands by until the first is done.
+    """
+    with _opened(config, workdir, wait=wait):
+        run = prepare(config)
+        return run._replace(state=loop.train(run.task, run.world.train, config, workdir, label=config.task))
 
 
-def open_workdir(config: ml_collections.ConfigDict, workdir: Path) -> None:
-    """Makes the folder and writes `config.json`; refuses a folder of another config or one that can't be written."""
+@contextlib.contextmanager
+def _opened(config: ml_collections.ConfigDict, workdir: Path, *, wait: bool) -> Iterator[None]:
+    """A folder for this process alone, with `config.json`; refuses that of another config or one that can't be written."""
     try:
         workdir.mkdir(parents=True, exist_ok=True)
+        lock = (workdir / ".lock").open("w")
+    except OSError as error:
+        raise UserError(f"--workdir {workdir} can't be written: {error.strerror or error}") from None
+    with lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            if not wait:
+                raise UserError(f"another process is training in {workdir}; choose another --workdir") from None
+            print(f"waiting for another process that trains in {workdir}", flush=True)
+            fcntl.flock(lock, fcntl.LOCK_EX)
         if (workdir / "config.json").exists():
             configuration.check_same(config, workdir)
         configuration.save(config, workdir)
-    except OSError as error:
-        raise UserError(f"--workdir {workdir} can't be written: {error.strerror or error}") from None
+        yield
 
 
 def restore(workdir: Path, *, evaluate: bool = True) -> Run:

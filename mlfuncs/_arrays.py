@@ -25,4 +25,21 @@ def expand_like(value: ArrayLike, x: Array) -> Array:
 
 def gather_batch(x: Array, axis_name: str | None) -> Array:
     """The global batch [N, ...] of the shards along a `shard_map` or `pmap` axis; `x` itself where there is none."""
-    return x if axis_name is None else jax.lax.all_gather(x, axis_name, axis=0, tiled=True)
+    if axis_name is None:
+        return x
+    return gather_over(x, axis_name).reshape(-1, *x.shape[1:])
+
+
+def gather_over(x: Array, axes: str | tuple[str, ...]) -> Array:
+    """[number of devices, ...]: `x` of every device along `axes`."""
+    # A sum of disjoint parts, not all_gather: shard_map then knows that the result does not vary over the axis.
+    parts = jnp.zeros((jax.lax.axis_size(axes), *x.shape), x.dtype).at[jax.lax.axis_index(axes)].set(x)
+    return jax.lax.psum(parts, axes)
+
+
+def varying_axes(x: Array) -> tuple[str, ...]:
+    """Axes of an enclosing `shard_map` over which `x` may differ; none outside, or where it does not track them."""
+    kind = jax.typeof(x)
+    # The name of this property has changed between releases of JAX.
+    axes = getattr(kind, "vma", None) or getattr(getattr(kind, "manual_axis_type", None), "varying", ())
+    return tuple(sorted(axes))

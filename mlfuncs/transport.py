@@ -7,7 +7,7 @@ from jax import Array
 from jax.typing import ArrayLike
 
 from mlfuncs import _checks
-from mlfuncs._arrays import as_float, gather_batch
+from mlfuncs._arrays import as_float, gather_batch, gather_over, varying_axes
 
 
 def sinkhorn_plan(
@@ -66,16 +66,14 @@ def sinkhorn_plan(
         top = jnp.where(jnp.isneginf(top), 0.0, top)
         return _log(jax.lax.psum(jnp.sum(jnp.exp(scores - top), axis=0), axis_name)) + top
 
-    def iterate(v: Array, _: None) -> tuple[Array, Array]:
-        u = _difference(log_source, _log_sum_exp(kernel + v[None, :], axis=1))
-        return _difference(log_target, over_columns(u)), u
+    def iterate(potentials: tuple[Array, Array], _: None = None) -> tuple[tuple[Array, Array], None]:
+        u = _difference(log_source, _log_sum_exp(kernel + potentials[1][None, :], axis=1))
+        return (u, _difference(log_target, over_columns(u))), None
 
-    start = jnp.zeros(columns, kernel.dtype)
-    if axis_name is not None:
-        # The scan's carry comes out of a collective over the axis only after the first iteration.
-        start = start + 0 * jax.lax.psum(kernel[0, 0], axis_name)
-    v, us = jax.lax.scan(iterate, start, None, length=iterations)
-    return jnp.exp(kernel + us[-1][:, None] + v[None, :])
+    # The first iteration stands outside the scan, whose carry then has the sharding of its results.
+    first, _ = iterate((log_source, jnp.zeros(columns, kernel.dtype)))
+    (u, v), _ = jax.lax.scan(iterate, first, None, length=iterations - 1)
+    return jnp.exp(kernel + u[:, None] + v[None, :])
 
 
 def _log_masses(name: str, masses: ArrayLike | None, length: int, total: int) -> Array:
@@ -151,13 +149,25 @@ def minibatch_coupling(data: ArrayLike, noise: ArrayLike, *, axis_name: str | No
     References:
       Dao et al., arXiv:2502.01441; Pooladian et al., Multisample Flow Matching, arXiv:2304.14772.
     """
+    x, z = _flat_pair(data, noise, axis_name)
+    return _own_rows(_assign(-x @ z.T), np.shape(data)[0], axis_name)
+
+
+def _assign(cost: Array) -> Array:
+    """int32 [B]: the column of each row in an assignment of least cost."""
     # Imported here, so that `import mlfuncs` costs no more than `import jax`.
     from optax.assignment import hungarian_algorithm
 
-    x, z = _flat_pair(data, noise, axis_name)
-    rows, columns = hungarian_algorithm(-x @ z.T)
-    partner = jnp.zeros(x.shape[0], jnp.int32).at[rows].set(columns.astype(jnp.int32))
-    return _own_rows(partner, np.shape(data)[0], axis_name)
+    def solve(cost: Array) -> Array:
+        rows, columns = hungarian_algorithm(cost)
+        return jnp.zeros(cost.shape[0], jnp.int32).at[rows].set(columns.astype(jnp.int32))
+
+    axes = varying_axes(cost)
+    if not axes:
+        return solve(cost)
+    # The loops inside hungarian_algorithm can't carry values that shard_map tracks as varying: every device solves the
+    # assignments of all, side by side, and keeps its own. Under check_vma=False each solves its own alone.
+    return jax.vmap(solve)(gather_over(cost, axes))[jax.lax.axis_index(axes)]
 
 
 def entropic_coupling(
