@@ -1,5 +1,7 @@
 """Small array helpers that every room of the library shares."""
 
+from collections.abc import Iterable
+
 import jax
 import jax.numpy as jnp
 from jax import Array
@@ -41,5 +43,7 @@ def varying_axes(x: Array) -> tuple[str, ...]:
     """Axes of an enclosing `shard_map` over which `x` may differ; none outside, or where it does not track them."""
     kind = jax.typeof(x)
     # The name of this property has changed between releases of JAX.
-    axes = getattr(kind, "vma", None) or getattr(getattr(kind, "manual_axis_type", None), "varying", ())
+    axes: Iterable[str] = (
+        getattr(kind, "vma", None) or getattr(getattr(kind, "manual_axis_type", None), "varying", None) or ()
+    )
     return tuple(sorted(axes))
