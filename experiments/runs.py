@@ -60,12 +60,14 @@ def train(config: ml_collections.ConfigDict, workdir: Path, *, wait: bool = Fals
     """
     with _opened(config, workdir, wait=wait):
         run = prepare(config)
+        # Only now: a config that can't be run leaves nothing behind that would refuse its corrected form.
+        configuration.save(config, workdir)
         return run._replace(state=loop.train(run.task, run.world.train, config, workdir, label=config.task))
 
 
 @contextlib.contextmanager
 def _opened(config: ml_collections.ConfigDict, workdir: Path, *, wait: bool) -> Iterator[None]:
-    """A folder for this process alone, with `config.json`; refuses that of another config or one that can't be written."""
+    """A folder for this process alone; refuses that of another config or one that can't be written."""
     try:
         workdir.mkdir(parents=True, exist_ok=True)
         lock = (workdir / ".lock").open("w")
@@ -81,7 +83,6 @@ def _opened(config: ml_collections.ConfigDict, workdir: Path, *, wait: bool) -> 
             fcntl.flock(lock, fcntl.LOCK_EX)
         if (workdir / "config.json").exists():
             configuration.check_same(config, workdir)
-        configuration.save(config, workdir)
         yield
 
 

@@ -21,7 +21,7 @@ _WORKDIR = flags.DEFINE_string("workdir", "", "folder of the run")
 def main() -> None:
     from experiments import runs, tasks  # after the flags are parsed: a typing error answers at once
 
-    config = tasks.resolve(_CONFIG.value)
+    config = tasks.resolve(command_line.given_config(_CONFIG))
     workdir = Path(_WORKDIR.value)
     runs.use_compilation_cache(config)
     runs.train(config, workdir)

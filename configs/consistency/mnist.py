@@ -6,6 +6,8 @@ from configs import common
 from configs.classification import mnist as classifier
 from configs.diffusion import mnist as teacher
 
+SECOND_LEVEL = 1.0881706  # karras_levels(18)[7]: also on the fixed grid of distillation
+
 
 def get_config() -> ml_collections.ConfigDict:
     config = common.consistency("improved", teacher.get_config())
@@ -19,7 +21,7 @@ def get_config() -> ml_collections.ConfigDict:
     config.ema_decay = 0.998
     config.evaluation = common.evaluation(classifier.get_config(), samples=1000)
     config.evaluation.reference = 10_000
-    config.evaluation.levels = ((80.0,), (80.0, 0.8))
+    config.evaluation.levels = ((80.0,), (80.0, SECOND_LEVEL))
     config.methods = {
         "improved": {"consistency": {"final_steps": 160}, "model": {"dropout": 0.0}},
         "latent_improved": {"consistency": {"final_steps": 160}, "model": {"dropout": 0.0}},

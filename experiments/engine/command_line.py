@@ -2,9 +2,12 @@
 
 import contextlib
 import os
+import re
 import sys
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
+import ml_collections
 from absl import flags
 from ml_collections import config_flags
 
@@ -20,29 +23,56 @@ def define_config() -> flags.FlagHolder:
     return config_flags.DEFINE_config_file("config", None, "file with get_config(), e.g. configs/consistency/digits.py")
 
 
+def given_config(holder: flags.FlagHolder) -> ml_collections.ConfigDict:
+    """The config of the command line, its overrides applied."""
+    config = holder.value
+    if not isinstance(config, ml_collections.ConfigDict):
+        raise UserError(f"--config: get_config() must return an ml_collections.ConfigDict, got {type(config).__name__}")
+    return config
+
+
 def _parse(argv: Sequence[str], required: Sequence[str]) -> None:
     overrides = [a for a in argv[1:] if a.startswith(("--config.", "-config."))]
-    if overrides and not any(a.lstrip("-").startswith("config=") or a in ("--config", "-config") for a in argv[1:]):
+    files = [a.partition("=")[2] for a in argv[1:] if a.startswith(("--config=", "-config="))]
+    if overrides and not files and "--config" not in argv:
         raise UserError(f"{overrides[0]} needs --config=FILE beside it")
+    for name in files:
+        if name and not Path(name.partition(":")[0]).is_file():
+            raise UserError(f"--config: there is no file {name.partition(':')[0]}")
     try:
         rest = flags.FLAGS(list(argv))
     except flags.Error as error:
         raise UserError(_first_line(error)) from None
-    except (AttributeError, KeyError, TypeError, ValueError, IndexError) as error:
-        # ml_collections raises these for an unknown field, a value of the wrong type, or a faulty config file.
+    except (AttributeError, KeyError) as error:
+        raise UserError(_unknown_field(error, overrides)) from None
+    except (TypeError, ValueError, IndexError) as error:
         raise UserError(_first_line(error)) from None
-    except (FileNotFoundError, OSError, SyntaxError, ImportError) as error:
+    except (OSError, SyntaxError, ImportError) as error:
         raise UserError(f"--config: {_first_line(error)}") from None
     if len(rest) > 1:
         raise UserError(f"unexpected argument {rest[1]!r}; flags are written --name=value")
     for name in required:
         if flags.FLAGS[name].value in (None, ""):
-            raise UserError(f"--{name} is required; see --helpshort")
+            raise UserError(f"--{name} is required; see --help")
+
+
+def _unknown_field(error: Exception, overrides: Sequence[str]) -> str:
+    """ml_collections names the last part of a path that a config lacks, and sometimes one that is alike."""
+    text = _text(error)
+    quoted = re.match(r"\W*(\w+)", text)
+    at_fault = [a for a in overrides if quoted and quoted[1] in re.split(r"[.\[\]]", a.partition("=")[0])]
+    if not at_fault:
+        return _first_line(error)
+    alike = re.search(r'Did you mean "(\w+)"', text)
+    return f"unknown config field {at_fault[0].partition('=')[0]}" + (f"; did you mean {alike[1]}?" if alike else "")
+
+
+def _text(error: BaseException) -> str:
+    return str(error.args[0] if isinstance(error, KeyError) and error.args else error).strip()
 
 
 def _first_line(error: BaseException) -> str:
-    text = str(error.args[0] if isinstance(error, KeyError) and error.args else error).strip()
-    return text.splitlines()[0] if text else type(error).__name__
+    return (_text(error) or type(error).__name__).splitlines()[0]
 
 
 def run(main: Callable[[], None], *, required: Sequence[str] = (), positional: bool = False) -> None:

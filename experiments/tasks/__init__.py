@@ -1,10 +1,12 @@
 """What can be trained. A task is built from its config, its world, and a way to get another trained run."""
 
+import jax
 import ml_collections
+import numpy as np
 
 from experiments.engine.errors import UserError, unknown
 from experiments.engine.task import Task
-from experiments.tasks import autoencoding, classification, consistency, diffusion
+from experiments.tasks import autoencoding, classification, common, consistency, diffusion
 from experiments.worlds import Trained, World
 
 TASKS = {
@@ -13,19 +15,45 @@ TASKS = {
     "consistency": consistency.build,
     "diffusion": diffusion.build,
 }
+FIELDS = {
+    "autoencoding": (),
+    "classification": (),
+    "consistency": consistency.FIELDS,
+    "diffusion": diffusion.FIELDS,
+}
 
 
 def resolve(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
     """A copy with every choice filled in, so that two configs that compute the same are the same."""
     config = ml_collections.ConfigDict(config.to_dict())
-    if config.task not in TASKS:
-        raise unknown("config.task", config.task, TASKS)
+    if config.get("task", None) not in TASKS:
+        raise unknown("config.task", config.get("task", None), TASKS)
+    for path in (*common.FIELDS, *FIELDS[config.task]):
+        node = config
+        for part in path.split("."):
+            if not isinstance(node, ml_collections.ConfigDict) or part not in node:
+                raise UserError(f"config.{path} is missing; configs/common.py has the fields of a {config.task} config")
+            node = node[part]
     return consistency.resolve(config) if config.task == "consistency" else config
 
 
 def build(config: ml_collections.ConfigDict, world: World, trained: Trained) -> Task:
     """The task of a resolved config. What a library function or model refuses in it is the user's to mend."""
     try:
-        return TASKS[config.task](config, world, trained)
+        task = TASKS[config.task](config, world, trained)
+        _trace(task, config, world)
+        return task
     except ValueError as error:
         raise UserError(f"config: {error}") from error
+
+
+def _trace(task: Task, config: ml_collections.ConfigDict, world: World) -> None:
+    """One update on shapes alone: what would be refused in the first step is refused now."""
+    example = world.train.read(np.arange(1))
+    batch = {
+        name: jax.ShapeDtypeStruct((config.batch_size, *values.shape[1:]), values.dtype)
+        for name, values in example.items()
+    }
+    batch["index"] = jax.ShapeDtypeStruct((config.batch_size,), np.int32)
+    key = jax.eval_shape(lambda: jax.random.key(0))
+    jax.eval_shape(task.update, jax.eval_shape(task.init, key), batch, key)

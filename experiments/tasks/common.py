@@ -23,6 +23,31 @@ OPTIMIZERS: dict[str, Callable[..., optax.GradientTransformation]] = {
     "radam": optax.radam,
     "sgd": optax.sgd,
 }
+FIELDS = (  # of every config
+    "task",
+    "seed",
+    "batch_size",
+    "steps",
+    "log_every",
+    "evaluate_every",
+    "checkpoint.every",
+    "checkpoint.keep",
+    "mesh",
+    "parallel",
+    "cache_dir",
+    "ema_decay",
+    "optimizer.name",
+    "optimizer.learning_rate",
+    "optimizer.schedule",
+    "optimizer.warmup_steps",
+    "optimizer.clip",
+    "data.name",
+    "model.name",
+)
+EVALUATION_FIELDS = tuple(
+    f"evaluation.{name}" for name in ("samples", "block", "pictured", "split", "reference", "features")
+)
+SPLITS = ("test", "train")
 FLOOR_SPLITS = 8  # halvings of the data that the real-vs-real distance is averaged over
 FEATURE_BATCH = 512
 
@@ -37,6 +62,15 @@ class TrainState(NamedTuple):
     teacher: Any = ()  # parameters of a moving-average teacher, where the method has one
 
 
+def check(config: ml_collections.ConfigDict) -> None:
+    """Fields that tasks which draw samples share."""
+    if not 0 <= config.ema_decay < 1:
+        raise UserError(f"config.ema_decay must be in [0, 1), got {config.ema_decay}")
+    for name in ("block", "pictured"):
+        if config.evaluation[name] < 1:
+            raise UserError(f"config.evaluation.{name} must be >= 1, got {config.evaluation[name]}")
+
+
 def make_optimizer(config: ml_collections.ConfigDict, steps: int) -> optax.GradientTransformation:
     """The optimiser that `config.name` names, with clipping and a learning-rate schedule."""
     if config.name not in OPTIMIZERS:
@@ -47,6 +81,9 @@ def make_optimizer(config: ml_collections.ConfigDict, steps: int) -> optax.Gradi
         "constant": lambda: optax.constant_schedule(config.learning_rate),
         "cosine": lambda: optax.cosine_decay_schedule(config.learning_rate, steps),
     }
+    for name in ("warmup_steps", "clip"):
+        if config[name] < 0:
+            raise UserError(f"config.optimizer.{name} must be >= 0, got {config[name]}")
     if config.schedule not in schedules:
         raise unknown("config.optimizer.schedule", config.schedule, schedules)
     schedule = schedules[config.schedule]()
@@ -103,8 +140,11 @@ class Judge:
         from experiments.tasks import classification
 
         evaluation = config.evaluation
-        if evaluation.samples < 2:
-            raise UserError(f"config.evaluation.samples must be >= 2, got {evaluation.samples}")
+        for name, low in (("samples", 2), ("reference", 0)):
+            if evaluation[name] < low:
+                raise UserError(f"config.evaluation.{name} must be >= {low}, got {evaluation[name]}")
+        if evaluation.split not in SPLITS:
+            raise unknown("config.evaluation.split", evaluation.split, SPLITS)
         self._features = jax.jit(_flatten)
         if evaluation.features:
             self._features = jax.jit(classification.features(trained(evaluation.features)))

@@ -19,11 +19,18 @@ from experiments.tasks.common import TrainState
 from experiments.worlds import Trained, World
 from mlfuncs import diffusion
 
+FIELDS = (
+    *common.EVALUATION_FIELDS,
+    "evaluation.steps",
+    *(f"diffusion.{name}" for name in ("mean", "std", "sigma_data", "sigma_min", "sigma_max")),
+)
+
 
 def build(config: ml_collections.ConfigDict, world: World, trained: Trained) -> Task:
     model = models.build(config.model, example_shape=world.example_shape, num_classes=world.num_classes)
     optimizer = common.make_optimizer(config.optimizer, config.steps)
     levels, evaluation = config.diffusion, config.evaluation
+    common.check(config)
     for steps in evaluation.steps:
         if steps < 1:
             raise UserError(f"config.evaluation.steps must be >= 1, got {steps}")

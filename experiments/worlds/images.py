@@ -72,7 +72,7 @@ def build(config: ml_collections.ConfigDict) -> World | None:
     folders = _folders(config)
     folder = next((folder for folder in folders if (folder / name.split("/")[0].split(":")[0]).is_dir()), None)
     if folder is None:
-        if name.split("/")[0].split(":")[0] not in tfds.list_builders():
+        if name.split("/")[0].split(":")[0] not in tfds.list_builders(with_community_datasets=False):
             return None
         raise UserError(
             f"data set {name!r} is not under {folders[0]}. Get it with "

@@ -4,6 +4,7 @@ import ml_collections
 
 from experiments.engine import configuration
 from experiments.engine.errors import UserError, unknown
+from experiments.tasks import common
 
 # Consistency training, arXiv:2303.01469 (CIFAR-10 settings).
 TRAINING = {
@@ -98,6 +99,17 @@ METHODS = {
     "latent_improved": LATENT_IMPROVED,
     "training": TRAINING,
 }
+
+FIELDS = (
+    *common.EVALUATION_FIELDS,
+    "evaluation.levels",
+    "method",
+    "teacher",
+    *(
+        f"consistency.{name}"
+        for name in (*TRAINING["consistency"], "coupling_group", "sigma_max", "sigma_data", "stages")
+    ),
+)
 
 
 def resolve(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:

@@ -36,8 +36,7 @@ def build(config: ml_collections.ConfigDict, world: World, trained: Trained) -> 
     couple = _in_groups(choose(config, "coupling", choices.COUPLINGS), _group_size(config))
     averaged = choose(config, "teacher", {name: name == "average" for name in TEACHERS})
     choose(config, "solver", {name: name for name in SOLVERS})
-    if not 0 <= config.ema_decay < 1:
-        raise UserError(f"config.ema_decay must be in [0, 1), got {config.ema_decay}")
+    common.check(config)
     levels = _evaluation_levels(config)
 
     denoiser, pretrained, model_config = None, None, config.model
@@ -138,8 +137,12 @@ def build(config: ml_collections.ConfigDict, world: World, trained: Trained) -> 
 def _evaluation_levels(config: ml_collections.ConfigDict) -> dict[int, tuple[float, ...]]:
     """Sampling levels by number of steps."""
     levels: dict[int, tuple[float, ...]] = {}
-    for sigmas in config.evaluation.levels:
-        sigmas = tuple(float(sigma) for sigma in sigmas)
+    for given in config.evaluation.levels:
+        if not isinstance(given, (list, tuple)):
+            raise UserError(
+                f"config.evaluation.levels must be tuples of levels, e.g. ((80.0,), (80.0, 0.8)), got {given}"
+            )
+        sigmas = tuple(float(sigma) for sigma in given)
         if not sigmas or list(sigmas) != sorted(set(sigmas), reverse=True) or sigmas[-1] < config.consistency.sigma_min:
             raise UserError(f"config.evaluation.levels must each decrease and stay above sigma_min, got {sigmas}")
         levels[len(sigmas)] = sigmas
