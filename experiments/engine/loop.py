@@ -113,13 +113,10 @@ def train(task: Task, split: Split, config: ml_collections.ConfigDict, workdir: 
     try:
         step = saved = start
         while step < config.steps:
-            began = time.perf_counter()
             target = _next_boundary(step, config)
-            state, metrics = interval(state, feed.data, np.int32(step), feed.selections(step, target - step))
-            host_metrics = {name: np.asarray(values, np.float64) for name, values in jax.device_get(metrics).items()}
-            rate = (target - step) / (time.perf_counter() - began)
-            _check_finite(host_metrics["loss"], step, saved, checkpoints)
-            pending = _accumulate(pending, host_metrics)
+            state, rate, metrics = advance(interval, feed, state, step, target)
+            _check_finite(metrics["loss"], step, saved, checkpoints)
+            pending = _accumulate(pending, metrics)
             step = target
 
             means = {name: total / pending["count"] for name, total in pending["sums"].items()}
@@ -144,6 +141,16 @@ def train(task: Task, split: Split, config: ml_collections.ConfigDict, workdir: 
         records.close()
         checkpoints.close()
     return state
+
+
+def advance(
+    interval: Callable[..., Any], feed: Feed, state: State, step: int, target: int
+) -> tuple[State, float, dict[str, np.ndarray]]:
+    """State after the steps up to `target`, steps per second, and the metrics of each step; `state` is used up."""
+    began = time.perf_counter()
+    state, metrics = interval(state, feed.data, np.int32(step), feed.selections(step, target - step))
+    on_host = {name: np.asarray(values, np.float64) for name, values in jax.device_get(metrics).items()}
+    return state, (target - step) / (time.perf_counter() - began), on_host
 
 
 def starting_state(

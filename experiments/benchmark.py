@@ -1,0 +1,69 @@
+"""Measures speed: what is compared runs in turns in one process.
+
+usage: python -m experiments.benchmark SUBJECT [SUBJECT ...] [--out=FILE.json]
+
+subjects: consistency
+"""
+
+import importlib
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from experiments.engine import command_line
+from experiments.engine.errors import UserError, unknown
+
+SUBJECTS = ("consistency",)
+
+
+def main() -> None:
+    options = [argument for argument in sys.argv[1:] if argument.startswith("-")]
+    subjects = [argument for argument in sys.argv[1:] if not argument.startswith("-")]
+    out = None
+    for option in options:
+        name, _, value = option.lstrip("-").partition("=")
+        if name != "out" or not value:
+            raise UserError(f"unexpected argument {option!r}; the only option is --out=FILE.json")
+        out = Path(value)
+        if out.exists():
+            raise UserError(f"{out} exists; choose another --out")
+    if not subjects:
+        raise UserError(f"name a subject: {', '.join(SUBJECTS)}")
+    for subject in subjects:
+        if subject not in SUBJECTS:
+            raise unknown("subject", subject, SUBJECTS)
+    results = {}
+    for subject in subjects:
+        results[subject] = importlib.import_module(f"experiments.benchmarks.{subject}").run()
+        _show(subject, results[subject])
+    if out:
+        out.write_text(json.dumps({"device": _device(), "results": results}, indent=2) + "\n")
+        print(f"written to {out}")
+
+
+def _device() -> str:
+    import jax
+
+    return f"{jax.device_count()} x {jax.devices()[0].device_kind}, jax {jax.__version__}"
+
+
+def _show(subject: str, records: list[dict[str, Any]]) -> None:
+    columns = list(dict.fromkeys(name for record in records for name in record))
+    table = Table(title=f"{subject} on {_device()}")
+    for column in columns:
+        table.add_column(column, justify="left" if column == columns[0] else "right")
+    for record in records:
+        table.add_row(*(_text(record.get(column, "")) for column in columns))
+    Console().print(table)
+
+
+def _text(value: Any) -> str:
+    return f"{value:.3g}" if isinstance(value, float) else str(value)
+
+
+if __name__ == "__main__":
+    command_line.run(main, positional=True)
