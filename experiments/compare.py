@@ -9,7 +9,8 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from experiments.engine import command_line, configuration, logs
+from experiments import runs
+from experiments.engine import command_line, logs
 from experiments.engine.errors import UserError
 
 
@@ -19,7 +20,7 @@ def main() -> None:
         raise UserError("name at least one workdir: python -m experiments.compare DIR [DIR ...]")
     rows = []
     for workdir in workdirs:
-        config = configuration.load(workdir)
+        config = runs.load_config(workdir)
         evaluations = [r for r in logs.read(workdir / "metrics.jsonl") if "frechet_distance_floor" in r]
         if not evaluations:
             raise UserError(f"{workdir} holds no evaluation of samples yet")

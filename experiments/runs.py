@@ -86,9 +86,18 @@ def _opened(config: ml_collections.ConfigDict, workdir: Path, *, wait: bool) -> 
         yield
 
 
+def load_config(workdir: Path) -> ml_collections.ConfigDict:
+    """The config of a run, with every field that its task needs."""
+    config = configuration.load(workdir)
+    try:
+        return tasks.resolve(config)
+    except UserError as error:
+        raise UserError(f"{workdir / 'config.json'} is corrupt: {error}") from None
+
+
 def restore(workdir: Path, *, evaluate: bool = True) -> Run:
     """A run from its workdir, with the newest checkpoint. Without `evaluate` nothing is prepared to measure samples."""
-    config = configuration.load(workdir)
+    config = load_config(workdir)
     if not (workdir / "checkpoints").is_dir():
         raise UserError(f"{workdir} holds no checkpoint yet; train it with experiments.train")
     checkpoints = Checkpoints(workdir, keep=config.checkpoint.keep)

@@ -1,7 +1,7 @@
 """Speed of improved consistency training: the loop around the update, the update against PyTorch, compile time."""
 
 import contextlib
-import importlib
+import importlib.util
 import io
 import tempfile
 import time
@@ -191,20 +191,20 @@ def _check_same_loss(subject, model, params, network, torch_networks, to_torch, 
 
 def run() -> list[dict[str, Any]]:
     """One record for each network: milliseconds an update, PyTorch's over ours, the loop's overhead, compile time."""
-    try:
-        import torch
-    except ImportError:
+    with_torch = importlib.util.find_spec("torch") is not None
+    if not with_torch:
         print(NO_TORCH)
-        torch = None
     results = []
     for arguments in SUBJECTS:
         subject = _subject(*arguments)
         ours, compile_seconds = _start(subject)
-        calls = {"jax": ours, **(_torch_calls(subject) if torch else {})}
+        calls = {"jax": ours, **(_torch_calls(subject) if with_torch else {})}
         medians = in_turns(calls, rounds=subject.rounds)
         record: dict[str, Any] = {"network": subject.label, "batch": subject.config.batch_size}
         record |= {f"{name} ms": 1000 * seconds / subject.updates for name, seconds in medians.items()}
-        if torch:
+        if with_torch:
+            import torch
+
             fastest = min(seconds for name, seconds in medians.items() if name != "jax")
             record |= {"torch / jax": fastest / medians["jax"], "threads": torch.get_num_threads()}
         record["loop overhead %"] = 100 * _loop_overhead(subject)

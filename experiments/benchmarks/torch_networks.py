@@ -84,9 +84,9 @@ def unet(config: ml_collections.ConfigDict) -> Network:
         return F.conv2d(F.pad(x, pads), p["kernel"], p["bias"], stride=stride)
 
     def norm(p: Params, x: torch.Tensor) -> torch.Tensor:
-        channels = p["norm"]["scale"].shape[0]
+        channels = p["scale"].shape[0]
         groups = next(g for g in range(min(32, max(1, channels // 4)), 0, -1) if channels % g == 0)
-        return F.group_norm(x, groups, p["norm"]["scale"], p["norm"]["bias"], EPSILON)
+        return F.group_norm(x, groups, p["scale"], p["bias"], EPSILON)
 
     def block(p: Params, x: torch.Tensor, embedding: torch.Tensor) -> torch.Tensor:
         h = convolution(p["first"], F.silu(norm(p["norm_in"], x)))

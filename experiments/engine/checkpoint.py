@@ -10,7 +10,8 @@ from jax.sharding import Sharding
 
 from experiments.engine.errors import UserError
 
-logging.getLogger("absl").setLevel(logging.ERROR)  # orbax tells the user of each of its inner steps
+# orbax tells the user of each of its inner steps; what matters comes as an exception.
+logging.getLogger("absl").setLevel(logging.CRITICAL)
 
 
 class Checkpoints:
@@ -24,6 +25,10 @@ class Checkpoints:
     def newest(self) -> int | None:
         """Step of the newest whole checkpoint."""
         return self._manager.latest_step()
+
+    def at(self, step: int) -> str:
+        """Where the newest good state lies, in words; step 0: nowhere yet."""
+        return f"last good checkpoint: {self.folder / str(step)}" if step else "no checkpoint was made yet"
 
     def save(self, step: int, state: Any, host: dict[str, Any]) -> None:
         """Starts saving; training goes on while the bytes are written."""

@@ -72,6 +72,8 @@ def load(workdir: Path) -> ml_collections.ConfigDict:
         tree = json.loads(path.read_text())
     except FileNotFoundError:
         raise UserError(f"{workdir} is no run: it has no config.json") from None
+    except OSError as error:
+        raise UserError(f"{path} can't be read: {error.strerror or error}") from None
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise UserError(f"{path} is corrupt ({error}); restore it, or choose another workdir") from None
     if not isinstance(tree, dict):

@@ -1,9 +1,9 @@
 """What a run tells: `metrics.jsonl`, TensorBoard files, and a progress bar or plain lines."""
 
+import contextlib
 import json
 import os
 import sys
-import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -40,15 +40,14 @@ class Records:
 
 
 def read(path: Path) -> list[dict[str, Any]]:
-    """The records of a `metrics.jsonl`; a last line cut short by a kill is left out."""
+    """The records of a `metrics.jsonl`; a line that is none, such as one cut short by a kill, is left out."""
     records: list[dict[str, Any]] = []
     if path.exists():
-        for line in path.read_text().splitlines():
-            try:
+        for line in path.read_text(errors="replace").splitlines():
+            with contextlib.suppress(json.JSONDecodeError):
                 record = json.loads(line)
-            except json.JSONDecodeError:
-                break
-            records.append(record)
+                if isinstance(record, dict) and "step" in record:
+                    records.append(record)
     return records
 
 
@@ -56,8 +55,7 @@ class Display:
     """A progress bar on a terminal; a line for each log interval elsewhere."""
 
     def __init__(self, steps: int, first_step: int, label: str):
-        self.steps, self.first_step, self.label = steps, first_step, label
-        self.started = time.perf_counter()
+        self.steps, self.label = steps, label
         self.console = Console()
         self._progress: Progress | None = None
         if sys.stdout.isatty():
@@ -88,7 +86,7 @@ class Display:
     def say(self, text: str) -> None:
         """A summary line, above the bar where there is one."""
         if self._progress is not None:
-            self.console.print(text, markup=False, highlight=False)
+            self.console.print(text, markup=False, highlight=False, soft_wrap=True)
         else:
             print(text, flush=True)
 

@@ -24,6 +24,7 @@ from experiments.worlds import Split
 
 INIT, TRAIN, EVALUATE, SAMPLE = range(4)  # streams of random numbers of one seed
 READ_THREADS = 4
+ADVICE = "Lower config.optimizer.learning_rate or look at the data"
 
 
 def stream_key(config: ml_collections.ConfigDict, stream_index: int) -> Array:
@@ -115,7 +116,7 @@ def train(task: Task, split: Split, config: ml_collections.ConfigDict, workdir: 
         while step < config.steps:
             target = _next_boundary(step, config)
             state, rate, metrics = advance(interval, feed, state, step, target)
-            _check_finite(metrics["loss"], step, saved, checkpoints)
+            _check_finite(metrics["loss"], step, checkpoints.at(saved))
             pending = _accumulate(pending, metrics)
             step = target
 
@@ -132,10 +133,14 @@ def train(task: Task, split: Split, config: ml_collections.ConfigDict, workdir: 
                 record = {"step": step, **means, **record, **measured}
             if record:
                 records.write(record)
+            if step == config.steps or (config.evaluate_every and step % config.evaluate_every == 0):
+                pictures.write_curves(workdir / "curves.png", records.lines)
             if step == config.steps or (config.checkpoint.every and step % config.checkpoint.every == 0):
+                # A finite loss says nothing of the update made from it, and a bad state must not replace a good one.
+                if not is_finite(state):
+                    raise UserError(f"the parameters are no numbers at step {step}; {checkpoints.at(saved)}. {ADVICE}")
                 checkpoints.save(step, state, pending)
                 saved = step
-        pictures.write_curves(workdir / "curves.png", records.lines)
     finally:
         display.close()
         records.close()
@@ -185,12 +190,16 @@ def _accumulate(pending: dict[str, Any], metrics: dict[str, np.ndarray]) -> dict
     return {"count": pending["count"] + len(metrics["loss"]), "sums": sums}
 
 
-def _check_finite(losses: np.ndarray, first_step: int, saved: int, checkpoints: Checkpoints) -> None:
+@jax.jit
+def is_finite(state: State) -> Array:
+    """Whether every number of the state is one."""
+    floats = [leaf for leaf in jax.tree.leaves(state) if jnp.issubdtype(leaf.dtype, jnp.floating)]
+    return jnp.all(jnp.array([jnp.all(jnp.isfinite(leaf)) for leaf in floats]))
+
+
+def _check_finite(losses: np.ndarray, first_step: int, last_good: str) -> None:
     bad = np.flatnonzero(~np.isfinite(losses))
     if bad.size:
         step = first_step + int(bad[0]) + 1
-        good = f"last good checkpoint: {checkpoints.folder / str(saved)}" if saved else "no checkpoint was made yet"
         value = "inf" if math.isinf(losses[bad[0]]) else "nan"
-        raise UserError(
-            f"the loss is {value} at step {step}; {good}. Lower config.optimizer.learning_rate or look at the data"
-        )
+        raise UserError(f"the loss is {value} at step {step}; {last_good}. {ADVICE}")

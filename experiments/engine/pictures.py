@@ -15,6 +15,7 @@ import matplotlib.pyplot as plt
 from experiments.engine.task import Panels
 
 PANEL_INCHES = 3.2
+FLOOR = "floor"  # the distance of real examples to other real ones, drawn beneath that of generated ones
 
 
 def grid(images: np.ndarray) -> np.ndarray:
@@ -52,7 +53,9 @@ def write_curves(path: Path, records: Sequence[Mapping[str, Any]]) -> None:
         values: list[float] = []
         for name in names:
             points = [(record["step"], record[name]) for record in records if name in record]
-            axis.plot(*zip(*points, strict=True), label=name, marker="." if len(points) < 40 else None)
+            style = {"color": "gray", "linestyle": "--"} if name.endswith(f"_{FLOOR}") else {}
+            marker = "." if len(points) < 40 else None
+            axis.plot(*zip(*points, strict=True), label=name, marker=marker, **style)
             values += [value for _, value in points]
         if min(values) > 0 and max(values) > 5 * min(values):
             axis.set_yscale("log")
@@ -65,11 +68,13 @@ def write_curves(path: Path, records: Sequence[Mapping[str, Any]]) -> None:
 
 
 def _stem(name: str) -> str:
-    return name.rstrip("0123456789").rstrip("_") if name[-1].isdigit() else name
+    """The name of a family: without the number of steps, or the word for what real data reach."""
+    head, _, tail = name.rpartition("_")
+    return head if tail.isdigit() or tail == FLOOR else name
 
 
 def _families(names: Sequence[str]) -> list[list[str]]:
-    """Metrics that differ in a trailing number (frechet_distance_1, _2) share a plot."""
+    """Metrics that differ in what follows the last underscore (frechet_distance_1, _2, _floor) share a plot."""
     families: dict[str, list[str]] = {}
     for name in names:
         families.setdefault(_stem(name), []).append(name)

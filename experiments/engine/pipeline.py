@@ -38,13 +38,13 @@ class Order:
 
 
 def stream(
-    read: Callable[[np.ndarray], dict[str, np.ndarray]], order: Order, first_step: int, num_steps: int, *, threads: int
+    read: Callable[[np.ndarray], dict[str, np.ndarray]], order: Order, first_step: int, last_step: int, *, threads: int
 ) -> Iterator[dict[str, np.ndarray]]:
-    """Batches of a split that stays on disk, read ahead by grain; the same batches as from memory."""
+    """Batches of the steps from `first_step` up to `last_step` of a split that stays on disk, read ahead by grain."""
 
     def read_batch(step: int) -> dict[str, np.ndarray]:
         return read(order.batches(step, 1)[0])
 
-    dataset = grain.MapDataset.range(first_step, num_steps).map(read_batch)
+    dataset = grain.MapDataset.range(first_step, last_step).map(read_batch)
     options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=max(2, 2 * threads))
     return iter(dataset.to_iter_dataset(options))

@@ -6,9 +6,12 @@ import pathlib
 import subprocess
 import sys
 
+import jax
 import ml_collections
+import numpy as np
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
+SMALL_MLP = {"model.width": 16, "model.depth": 1}
 
 
 def small(name: str, **overrides) -> ml_collections.ConfigDict:
@@ -30,6 +33,11 @@ def small(name: str, **overrides) -> ml_collections.ConfigDict:
             with node.ignore_type(), node.unlocked():
                 node[rest[-1]] = value
     return config
+
+
+def batch_of(world, indices: np.ndarray) -> dict[str, jax.Array]:
+    """A batch as the loop hands it to an update."""
+    return jax.device_put({**world.train.read(indices), "index": np.arange(len(indices), dtype=np.int32)})
 
 
 def program(*arguments: str, timeout: float = 300, **environment: str) -> subprocess.CompletedProcess:

@@ -1,0 +1,252 @@
+"""The consistency task: methods as data, the same masks in both passes, couplings, and every method on small runs."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import NamedSharding, PartitionSpec
+
+from experiments import runs, tasks
+from experiments.engine.errors import UserError
+from experiments.tasks.consistency.methods import METHODS
+from experiments.tasks.consistency.task import _in_groups
+from mlfuncs import transport
+from tests.experiments.helpers import SMALL_MLP, batch_of, small
+
+
+def digits(method="improved", **overrides):
+    return tasks.resolve(small("consistency/digits", method=method, **{**SMALL_MLP, "steps": 600, **overrides}))
+
+
+def steps(run, num, key=None):
+    """State and losses after some updates."""
+    update = jax.jit(run.task.update)
+    state, losses = jax.jit(run.task.init)(jax.random.key(0)), []
+    for step in range(num):
+        batch = batch_of(run.world, np.arange(run.config.batch_size) + step)
+        state, metrics = update(state, batch, jax.random.fold_in(key or jax.random.key(1), step))
+        losses.append(float(metrics["loss"]))
+    return state, losses
+
+
+def test_published_settings_of_the_methods():
+    training, improved, latent = (METHODS[name] for name in ("training", "improved", "latent_improved"))
+    assert training["consistency"]["initial_steps"] == 2
+    assert training["consistency"]["final_steps"] == 150
+    assert training["consistency"]["distance"] == "mean_squared"
+    assert training["consistency"]["weight"] == "unit_weight"
+    assert training["consistency"]["teacher"] == "average"
+    assert training["model"]["fourier_scale"] == 16.0
+    assert improved["consistency"]["initial_steps"] == 10
+    assert improved["consistency"]["final_steps"] == 1280
+    assert (improved["consistency"]["proposal_mean"], improved["consistency"]["proposal_std"]) == (-1.1, 2.0)
+    assert improved["consistency"]["teacher"] == "student"
+    assert improved["model"] == {"fourier_scale": 0.02, "dropout": 0.3, "norm": "scaling"}
+    assert latent["consistency"]["loss"] == "robust_consistency_loss"
+    assert latent["consistency"]["coupling"] == "minibatch_coupling"
+    assert latent["consistency"]["robust_scale"] == "adaptive"
+    assert latent["model"]["norm"] == "non_scaling"
+
+
+def test_a_given_field_wins_over_the_method():
+    given = digits("improved", **{"consistency.distance": "cauchy", "consistency.final_steps": 20})
+    assert given.consistency.distance == "cauchy"
+    assert given.consistency.final_steps == 20
+    assert given.consistency.weight == "inverse_gap_weight"
+    assert given.to_dict() == tasks.resolve(given).to_dict()
+
+
+def test_methods_tuned_in_the_config_win_over_published_settings():
+    assert digits("improved").consistency.final_steps == 160
+    assert digits("training").consistency.final_steps == 150
+
+
+@pytest.mark.parametrize("method", sorted(METHODS))
+def test_every_method_trains_samples_and_evaluates(method, tmp_path):
+    config = digits(
+        method,
+        evaluate_every=4,
+        cache_dir=str(tmp_path),
+        **{
+            "teacher.steps": 3,
+            "teacher.evaluate_every": 0,
+            "teacher.model.width": 16,
+            "teacher.model.depth": 1,
+            "teacher.mesh.data": 1,
+            "evaluation.features.steps": 3,
+            "evaluation.features.evaluate_every": 0,
+            "evaluation.features.mesh.data": 1,
+        },
+    )
+    run = runs.prepare(config)
+    state, losses = steps(run, 4)
+    assert np.all(np.isfinite(losses))
+    assert int(state.step) == 4
+    measured, pictures = run.task.evaluate(state, jax.random.key(2))
+    assert measured.keys() == {"frechet_distance_1", "frechet_distance_2", "frechet_distance_floor"}
+    assert all(np.isfinite(value) and value > 0 for value in measured.values())
+    titles = [title for title, _ in pictures["samples"]]
+    assert titles == ["1 step", "2 steps", "real"]
+    images = run.task.sample(state, jax.random.key(3), 5, 3)
+    assert images.shape == (5, 8, 8, 1)
+    assert images.dtype == np.uint8
+
+
+def test_only_the_original_method_keeps_a_teacher():
+    original = runs.prepare(digits("training"))
+    state, _ = steps(original, 1)
+    decay = 0.9 ** (2 / 1)  # N = 2 at the first step
+    first = jax.jit(original.task.init)(jax.random.key(0))
+    for teacher, params, before in zip(
+        *map(jax.tree.leaves, (state.teacher, state.params, first.teacher)), strict=True
+    ):
+        np.testing.assert_allclose(teacher, decay * before + (1 - decay) * params, atol=1e-6)
+    assert steps(runs.prepare(digits("improved")), 1)[0].teacher == ()
+
+
+def test_moving_average_of_the_parameters():
+    run = runs.prepare(digits(ema_decay=0.75))
+    first = jax.jit(run.task.init)(jax.random.key(0))
+    state, _ = steps(run, 1)
+    for average, params, before in zip(*map(jax.tree.leaves, (state.average, state.params, first.params)), strict=True):
+        np.testing.assert_allclose(average, 0.75 * before + 0.25 * params, atol=1e-6)
+
+
+def test_student_and_teacher_share_their_dropout_masks():
+    """Between levels that nearly agree the loss is nearly 0, unless the two passes drop different units."""
+
+    def loss(dropout):
+        overrides = {
+            "model.dropout": dropout,
+            "consistency.weight": "unit_weight",
+            "consistency.initial_steps": 20_000,
+            "consistency.final_steps": 20_000,
+            "consistency.proposal": "uniform_level_probabilities",
+            "consistency.distance": "mean_squared",
+        }
+        run = runs.prepare(digits("improved", **overrides))
+        state = jax.jit(run.task.init)(jax.random.key(0))
+        # The last layer starts at zero, where dropout has no effect: give every parameter a value.
+        random = lambda p: p + 0.3 * jax.random.normal(jax.random.key(p.size), p.shape)  # noqa: E731
+        state = state._replace(params=jax.tree.map(random, state.params))
+        batch = batch_of(run.world, np.arange(run.config.batch_size))
+        return float(jax.jit(run.task.update)(state, batch, jax.random.key(4))[1]["loss"])
+
+    assert loss(0.5) < 1e-3
+    assert loss(0.0) < 1e-3
+
+
+def test_the_curriculum_does_not_recompile():
+    config = digits("improved", steps=100, **{"consistency.final_steps": 40})
+    run = runs.prepare(config)
+    update = jax.jit(run.task.update)
+    state, levels = jax.jit(run.task.init)(jax.random.key(0)), []
+    for step in (0, 40, 80):
+        state, metrics = update(
+            state._replace(step=jnp.int32(step)), batch_of(run.world, np.arange(16)), jax.random.key(step)
+        )
+        levels.append(int(metrics["levels"]))
+    assert levels == [11, 21, 41]
+    assert update._cache_size() == 1
+
+
+@pytest.mark.parametrize("method", ["training", "improved", "latent_improved"])
+def test_sharded_update_equals_one_device(method):
+    config = digits(method, steps=60, **{"consistency.final_steps": 20, "model.dropout": 0.3})
+    config.mesh.data = 8
+    run = runs.prepare(config)
+    assert jax.device_count() == 8
+    mesh = jax.make_mesh((8,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
+    batch = batch_of(run.world, np.arange(16))
+    key, state = jax.random.key(5), jax.jit(run.task.init)(jax.random.key(0))
+    shard = lambda spec: NamedSharding(mesh, spec)  # noqa: E731
+    one_state, one = jax.jit(run.task.update)(state, batch, key)
+    many_state, many = jax.jit(run.task.update)(
+        jax.device_put(state, shard(PartitionSpec())), jax.device_put(batch, shard(PartitionSpec("data"))), key
+    )
+    np.testing.assert_allclose(one["loss"], many["loss"], rtol=1e-5)
+    np.testing.assert_allclose(one["gradient_norm"], many["gradient_norm"], rtol=1e-4)
+    for ours, theirs in zip(jax.tree.leaves(one_state.teacher), jax.tree.leaves(many_state.teacher), strict=True):
+        np.testing.assert_allclose(ours, theirs, atol=1e-5)
+
+
+def test_coupling_stays_inside_its_group():
+    data, noise = jax.random.normal(jax.random.key(0), (2, 12, 3))
+    pair = lambda key, x, z: transport.minibatch_coupling(x, z)  # noqa: E731
+    grouped = _in_groups(pair, 4)(jax.random.key(1), data, noise)
+    for start in (0, 4, 8):
+        part = slice(start, start + 4)
+        np.testing.assert_allclose(grouped[part], noise[part][transport.minibatch_coupling(data[part], noise[part])])
+    assert jnp.sum((data - grouped) ** 2) < jnp.sum((data - noise) ** 2)
+    np.testing.assert_array_equal(_in_groups(None, 4)(jax.random.key(1), data, noise), noise)
+
+
+def test_class_conditional_training_and_sampling():
+    run = runs.prepare(digits("improved", **{"model.class_condition": True}))
+    state, losses = steps(run, 2)
+    assert np.all(np.isfinite(losses))
+    assert run.task.sample(state, jax.random.key(0), 3, 1).shape == (3, 8, 8, 1)
+
+
+def test_a_sample_does_not_depend_on_how_many_are_drawn():
+    run = runs.prepare(digits("improved"))
+    state, _ = steps(run, 3)
+    few, many = (run.task.sample(state, jax.random.key(7), num, 2) for num in (5, 37))
+    np.testing.assert_array_equal(few, many[:5])
+
+
+@pytest.mark.parametrize(
+    ("overrides", "match"),
+    [
+        ({"method": "magic"}, "easy_tuning, improved"),
+        ({"consistency.distance": "l7"}, "config.consistency.distance 'l7'; known: cauchy"),
+        ({"consistency.teacher": "me"}, "config.consistency.teacher"),
+        ({"consistency.solver": "rk4"}, "config.consistency.solver"),
+        ({"consistency.coupling_group": 5}, "coupling_group must divide"),
+        ({"consistency.sigma_min": -1.0}, "sigma_min"),
+        ({"steps": 3, "consistency.final_steps": 1280}, "total_steps"),
+        ({"evaluation.levels": ()}, "evaluation.levels"),
+        ({"evaluation.levels": ((1.0, 80.0),)}, "evaluation.levels"),
+        ({"evaluation.levels": (80.0,)}, "evaluation.levels"),
+        ({"ema_decay": 1.0}, "ema_decay"),
+        ({"evaluation.block": 0}, "evaluation.block"),
+        ({"model.width": -1}, "model.width"),
+        ({"model.name": "transformer"}, "model.name must be one of"),
+        ({"model.depht": 2}, "model.depht is no field"),
+        ({"optimizer.name": "sdg"}, "config.optimizer.name 'sdg'"),
+        ({"optimizer.learning_rate": 0.0}, "learning_rate"),
+        ({"optimizer.schedule": "wavy"}, "optimizer.schedule"),
+        ({"data.name": "digitz"}, "digits"),
+        ({"batch_size": 0}, "batch_size"),
+    ],
+)
+def test_mistakes_in_a_config_are_named(overrides, match):
+    with pytest.raises(UserError, match=match):
+        runs.prepare(digits(**overrides))
+
+
+def test_a_missing_field_is_named():
+    config = small("consistency/digits")
+    del config.consistency["distance"]
+    with pytest.raises(UserError, match=r"config.consistency.distance is missing"):
+        tasks.resolve(config)
+    del config["task"]
+    with pytest.raises(UserError, match=r"config\.task"):
+        tasks.resolve(config)
+
+
+def test_a_field_without_a_value_is_named():
+    config = small("consistency/digits", batch_size=None)
+    with pytest.raises(UserError, match="batch_size has no value"):
+        tasks.resolve(config)
+
+
+def test_a_teacher_of_other_data_is_refused(tmp_path):
+    config = digits("distillation", cache_dir=str(tmp_path))
+    stranger = runs.prepare(digits("improved"))
+    with pytest.raises(UserError, match=r"config.teacher was trained on examples of shape \(4, 4, 1\)"):
+        tasks.build(
+            config,
+            stranger.world,
+            lambda needed: stranger._replace(world=stranger.world._replace(example_shape=(4, 4, 1))),
+        )
