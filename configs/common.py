@@ -57,7 +57,9 @@ def images(name: str, **fields: object) -> ml_collections.ConfigDict:
         {
             "name": name,
             "data_dir": "",  # empty: the folder in MLFUNCS_DATA, else ~/tensorflow_datasets
-            "flip": False,
+            "train_split": "train",
+            "test_split": "",  # empty: test, else validation, else that of training
+            "flip": False,  # mirror at random while training
             "image_size": 0,  # 0: as stored
             "resident_bytes": 2**31,  # larger sets stay on disk and are streamed
             **fields,

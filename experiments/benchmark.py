@@ -52,12 +52,14 @@ def _device() -> str:
 
 
 def _show(subject: str, records: list[dict[str, Any]]) -> None:
-    columns = list(dict.fromkeys(name for record in records for name in record))
+    """One column a record, one row a quantity."""
+    title, *quantities = dict.fromkeys(name for record in records for name in record)
     table = Table(title=f"{subject} on {_device()}")
-    for column in columns:
-        table.add_column(column, justify="left" if column == columns[0] else "right")
+    table.add_column(title)
     for record in records:
-        table.add_row(*(_text(record.get(column, "")) for column in columns))
+        table.add_column(str(record[title]), justify="right")
+    for quantity in quantities:
+        table.add_row(quantity, *(_text(record.get(quantity, "")) for record in records))
     Console().print(table)
 
 

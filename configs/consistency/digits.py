@@ -22,7 +22,8 @@ def get_config() -> ml_collections.ConfigDict:
     config.evaluate_every = 2000
     config.checkpoint.every = 2000
     config.ema_decay = 0.999
-    config.evaluation = common.evaluation(classifier.get_config(), samples=1797)
+    # Ten times the data: with as many samples as digits the draw, not the model, decides between one step and two.
+    config.evaluation = common.evaluation(classifier.get_config(), samples=17_970)
     config.evaluation.levels = ((80.0,), (80.0, SECOND_LEVEL))
     config.optimizer.learning_rate = common.from_method(float)
     short = {"consistency": {"final_steps": 160}, "model": {"dropout": 0.0}, "optimizer": {"learning_rate": 1e-3}}

@@ -12,11 +12,11 @@ SECOND_LEVEL = 1.0881706  # karras_levels(18)[7]: also on the fixed grid of dist
 def get_config() -> ml_collections.ConfigDict:
     config = common.consistency("improved", teacher.get_config())
     config.data = common.images("mnist")
-    config.model = common.unet(attention_resolutions=(7,))
-    config.batch_size = 64
-    config.steps = 5000
+    config.model = common.unet(channels=16, channel_multipliers=(1, 2, 4), attention_resolutions=(7,))
+    config.batch_size = 32
+    config.steps = 6000
     config.log_every = 100
-    config.evaluate_every = 2500
+    config.evaluate_every = 3000
     config.checkpoint.every = 500
     config.ema_decay = 0.998
     config.evaluation = common.evaluation(classifier.get_config(), samples=1000)

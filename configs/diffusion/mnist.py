@@ -9,7 +9,14 @@ from configs.classification import mnist as classifier
 def get_config() -> ml_collections.ConfigDict:
     config = common.base("diffusion")
     config.data = common.images("mnist")
-    config.model = common.unet(fourier_scale=16.0, dropout=0.0, norm="scaling", attention_resolutions=(7,))
+    config.model = common.unet(
+        channels=16,
+        channel_multipliers=(1, 2, 4),
+        attention_resolutions=(7,),
+        fourier_scale=16.0,
+        dropout=0.0,
+        norm="scaling",
+    )
     config.batch_size = 64
     config.steps = 5000
     config.evaluate_every = 5000

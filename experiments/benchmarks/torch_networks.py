@@ -168,7 +168,7 @@ class Trainer:
             leaf.requires_grad_()
         self.average = [leaf.detach().clone() for leaf in self.leaves]
         self.optimizer = torch.optim.Adam(self.leaves, lr=1e-3)
-        self.grid, self.probabilities = torch.from_numpy(grid), torch.from_numpy(probabilities)
+        self.grid, self.probabilities = torch.tensor(grid), torch.tensor(probabilities)
 
     def step(self, data: torch.Tensor) -> float:
         level = torch.multinomial(self.probabilities, data.shape[0], replacement=True)

@@ -27,17 +27,18 @@ CHOICES = {
     "time_conditioning": ("additive", "scale_shift"),
 }
 FRACTIONS = ("dropout",)
-POSITIVE = (
-    "blocks_per_level",
-    "channel_multipliers",
-    "channels",
-    "depth",
-    "features",
-    "fourier_features",
-    "fourier_scale",
-    "latent",
-    "width",
-)
+POSITIVE: dict[str, type] = {
+    "blocks_per_level": int,
+    "channel_multipliers": int,
+    "channels": int,
+    "depth": int,
+    "features": int,
+    "fourier_features": int,
+    "fourier_scale": float,
+    "latent": int,
+    "width": int,
+}
+SEQUENCES = ("attention_resolutions", "channel_multipliers")
 
 
 class Model(NamedTuple):
@@ -62,6 +63,8 @@ def build(config: ml_collections.ConfigDict, *, example_shape: tuple[int, ...], 
         if field not in known:
             raise ValueError(f"model.{field} is no field of {name!r}, which has {', '.join(sorted(known))}")
         _check(field, value)
+    if fields.get("class_condition", False) and num_classes < 1:
+        raise ValueError("model.class_condition needs labels, and the data set has none")
 
     def construct(rngs: nnx.Rngs) -> nnx.Module:
         return MODELS[name](example_shape=tuple(example_shape), num_classes=num_classes, rngs=rngs, **fields)
@@ -83,7 +86,14 @@ def _check(field: str, value: Any) -> None:
     values = tuple(value) if isinstance(value, (list, tuple)) else (value,)
     if field in CHOICES and value not in CHOICES[field]:
         raise ValueError(f"model.{field} must be one of {', '.join(CHOICES[field])}, got {value!r}")
-    if field in FRACTIONS and not 0 <= value < 1:
-        raise ValueError(f"model.{field} must be in [0, 1), got {value!r}")
-    if field in POSITIVE and (not values or any(v <= 0 for v in values)):
-        raise ValueError(f"model.{field} must be > 0, got {value!r}")
+    if field in FRACTIONS and not (_is_number(value, float) and 0 <= value < 1):
+        raise ValueError(f"model.{field} must be a number in [0, 1), got {value!r}")
+    if field in POSITIVE and not (values and all(_is_number(v, POSITIVE[field]) and v > 0 for v in values)):
+        kind = "whole" if POSITIVE[field] is int else "a number"
+        raise ValueError(f"model.{field} must be {kind} and > 0, got {value!r}")
+    if field in SEQUENCES and not isinstance(value, (list, tuple)):
+        raise ValueError(f"model.{field} must be a tuple, got {value!r}")
+
+
+def _is_number(value: Any, kind: type) -> bool:
+    return isinstance(value, (int, kind)) and not isinstance(value, bool)

@@ -33,6 +33,8 @@ class FourierFeatures(nnx.Module):
     """Sines and cosines of a number per example, at fixed normal frequencies of standard deviation `scale`."""
 
     def __init__(self, features: int, scale: float):
+        if features % 2:
+            raise ValueError(f"model.fourier_features must be even, a sine and a cosine each, got {features}")
         generator = np.random.default_rng(FREQUENCY_SEED)
         # A tuple is static: the frequencies are constants of the graph, not parameters.
         self.frequencies = tuple((2 * np.pi * scale * generator.standard_normal(features // 2)).tolist())

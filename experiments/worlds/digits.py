@@ -5,6 +5,7 @@ import ml_collections
 import numpy as np
 import sklearn.datasets
 
+from experiments.engine.errors import UserError
 from experiments.worlds import InMemory, Trained, World
 
 
@@ -15,6 +16,8 @@ def build(config: ml_collections.ConfigDict, trained: Trained) -> World:
     images = bunch.images.astype(np.uint8)[..., None]  # 0..16
     labels = bunch.target.astype(np.int32)
     held_out = int(config.get("held_out", 0))
+    if not 0 <= held_out < len(images):
+        raise UserError(f"config.data.held_out must be in [0, {len(images) - 1}], got {held_out}")
     cut = len(images) - held_out
     train = InMemory({"image": images[:cut], "label": labels[:cut]})
     test = InMemory({"image": images[cut:], "label": labels[cut:]}) if held_out else train

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import ml_collections
 import numpy as np
 
-from experiments.engine.errors import UserError
+from experiments.engine.errors import UserError, unknown
 from experiments.worlds import InMemory, Split, World
 
 BLOCK = 500  # records read in one call while loading a whole set
@@ -80,31 +80,47 @@ def build(config: ml_collections.ConfigDict) -> World | None:
             "or name the folder that has it in config.data.data_dir or MLFUNCS_DATA"
         )
     try:
-        builder = tfds.builder(name, data_dir=folder)
-        features = builder.info.features
-        keys = {"image": "image"}
-        if "label" in features:
-            keys["label"] = "label"
-        height, width, channels = features["image"].shape
-        train_name = config.get("train_split", "train")
-        wanted = (config.get("test_split", "test"), "validation", train_name)
-        test_name = next(split for split in wanted if split in builder.info.splits)
-        sources = {split: builder.as_data_source(split) for split in {train_name, test_name}}
-    except (KeyError, ValueError, NotImplementedError, OSError, AttributeError) as error:
+        return _read(config, name, folder)
+    except UserError:
+        raise
+    except Exception as error:  # a damaged set fails in as many ways as there are packages that read it
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise UserError(
-            f"data set {name!r} under {folder} can't be read as images ({str(error).strip().splitlines()[0]}); "
+            f"data set {name!r} under {folder} can't be read as images ({reason[:200]}); "
             f"prepare it with `tfds build {name} --data_dir={folder} --file_format=array_record`"
-        ) from None
+        ) from error
 
-    size = int(config.get("image_size", 0))
+
+def _read(config: ml_collections.ConfigDict, name: str, folder: Path) -> World:
+    import tensorflow_datasets as tfds
+
+    builder = tfds.builder(name, data_dir=folder)
+    if not builder.info.splits:
+        raise FileNotFoundError("it holds no prepared version of the set")
+    features = builder.info.features
+    keys = {"image": "image"}
+    if "label" in features:
+        keys["label"] = "label"
+    height, width, channels = features["image"].shape
+    train_split, known = config.get("train_split", "train"), builder.info.splits
+    open_to = (split for split in ("test", "validation", train_split) if split in known)
+    splits = {"train": train_split, "test": config.get("test_split", "") or next(open_to, train_split)}
+    for part, split in splits.items():
+        if split.partition("[")[0] not in known:
+            raise unknown(f"config.data.{part}_split", split, known)
+    size, resident = int(config.get("image_size", 0)), int(config.get("resident_bytes", 2**31))
+    if size < 0:
+        raise UserError(f"config.data.image_size must be >= 0 (0: as stored), got {size}")
     if not size and (height is None or width is None):
         raise UserError(f"images of {name!r} differ in size: set config.data.image_size")
     shape = (size or height, size or width, channels)
-    resident = int(config.get("resident_bytes", 2**31))
-    splits = {split: _load(FromDisk(source, keys, size), shape, resident) for split, source in sources.items()}
+    read = {
+        split: _load(FromDisk(builder.as_data_source(split), keys, size), shape, resident)
+        for split in set(splits.values())
+    }
     return World(
-        train=splits[train_name],
-        test=splits[test_name],
+        train=read[splits["train"]],
+        test=read[splits["test"]],
         example_shape=shape,
         num_classes=features["label"].num_classes if "label" in keys else 0,
         to_model=lambda raw: raw.astype(jnp.float32) / 127.5 - 1,

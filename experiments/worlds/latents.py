@@ -1,5 +1,7 @@
 """Latents of another world under a small autoencoder, standardised, with impulsive outliers in the training set."""
 
+from collections.abc import Mapping
+
 import jax
 import jax.numpy as jnp
 import ml_collections
@@ -22,11 +24,14 @@ def build(config: ml_collections.ConfigDict, trained: Trained) -> World:
 
     if not 0 <= config.outlier_fraction <= 1:
         raise UserError(f"config.data.outlier_fraction must be in [0, 1], got {config.outlier_fraction}")
+    if config.outlier_seed < 0:
+        raise UserError(f"config.data.outlier_seed must be >= 0, got {config.outlier_seed}")
     coder = autoencoding.coder(trained(config.autoencoder))
     base = worlds.build(config.autoencoder.data, trained)
     train_latents, test_latents = (_encode(coder.encode, base, split) for split in (base.train, base.test))
     axes = tuple(range(train_latents.ndim - 1))
-    mean, spread = train_latents.mean(axes), train_latents.std(axes)
+    # In float64: a channel that is constant must come out with no spread at all.
+    mean, spread = train_latents.mean(axes, dtype=np.float64), train_latents.std(axes, dtype=np.float64)
     # A channel that the autoencoder leaves unused stays at 0 instead of being blown up.
     scale = np.where(spread > 1e-6, config.std / np.maximum(spread, 1e-6), 0.0)
     train_latents, test_latents = (train_latents - mean) * scale, (test_latents - mean) * scale
@@ -37,19 +42,20 @@ def build(config: ml_collections.ConfigDict, trained: Trained) -> World:
     unscale = np.where(scale > 0, 1 / np.where(scale > 0, scale, 1), 0.0).astype(np.float32)
     decode = jax.jit(coder.decode)
     return World(
-        train=InMemory({"image": train_latents, "label": _labels(base.train)}),
-        test=InMemory({"image": test_latents.astype(np.float32), "label": _labels(base.test)}),
+        train=InMemory({**_others(base.train), "image": train_latents}),
+        test=InMemory({**_others(base.test), "image": test_latents.astype(np.float32)}),
         example_shape=train_latents.shape[1:],
         num_classes=base.num_classes,
         to_model=lambda raw: raw.astype(jnp.float32),
-        to_pixels=lambda latents: base.to_pixels(decode(latents * unscale + mean)),
+        to_pixels=lambda latents: base.to_pixels(decode(latents * unscale + mean.astype(np.float32))),
     )
 
 
-def _labels(split: worlds.Split) -> np.ndarray:
+def _others(split: worlds.Split) -> Mapping[str, np.ndarray]:
+    """What a split holds beside its images: labels, where it has them."""
     if split.examples is None:
         raise UserError("config.data: latents need a set that fits in memory (raise data.resident_bytes)")
-    return split.examples["label"]
+    return {name: values for name, values in split.examples.items() if name != "image"}
 
 
 def _encode(encode, base: World, split: worlds.Split) -> np.ndarray:

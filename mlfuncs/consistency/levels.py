@@ -73,7 +73,7 @@ def doubling_discretization(
               K' = \Big\lfloor \frac{K}{\log_2 \lfloor s_1/s_0 \rfloor + 1} \Big\rfloor
 
     Args:
-      step: training step k >= 0, an integer array of any shape (may be traced).
+      step: training step k >= 0, an integer scalar or array of any shape (may be traced).
       total_steps: planned steps K; at least one per period.
       initial_steps: intervals s_0 at the start, >= 1. The paper's default.
       final_steps: intervals s_1 at the end, >= initial_steps. The paper's default.
@@ -107,7 +107,7 @@ def progressive_discretization(
     .. math:: N(k) = \Big\lceil \sqrt{\tfrac{k}{K}\big((s_1 + 1)^2 - s_0^2\big) + s_0^2} - 1 \Big\rceil + 1
 
     Args:
-      step: training step k >= 0, an integer array of any shape (may be traced).
+      step: training step k >= 0, an integer scalar or array of any shape (may be traced).
       total_steps: planned steps K >= 1.
       initial_steps: s_0 >= 1. The paper's default.
       final_steps: s_1 >= initial_steps. The paper's CIFAR-10 default.
@@ -141,7 +141,7 @@ def teacher_decay(num_levels: ArrayLike, *, initial_decay: float = 0.9, initial_
     r"""Decay of the teacher's moving average in the original consistency training, :math:`\mu_0^{s_0 / (N - 1)}`.
 
     Args:
-      num_levels: current N, an integer array; below 2 it counts as 2.
+      num_levels: current N, an integer scalar or array; below 2 it counts as 2.
       initial_decay: mu_0 in (0, 1]. The paper's CIFAR-10 default.
       initial_steps: s_0 >= 1 of `progressive_discretization`.
 
@@ -168,7 +168,7 @@ def adaptive_robust_scale(num_levels: ArrayLike, *, slope: float = -1.18, interc
     changes; its gradient does not.
 
     Args:
-      num_levels: current N >= 2, an array of any shape (may be traced).
+      num_levels: current N >= 2, a scalar or an array of any shape (may be traced).
       slope: a. The paper's default.
       intercept: b. The paper's default.
 
@@ -289,7 +289,7 @@ def shrinking_gap(sigma: ArrayLike, stage: ArrayLike, *, decay: float = 2.0, k: 
     approach consistency training.
 
     Args:
-      sigma: upper level, any shape, >= 0, in data units.
+      sigma: upper level, scalar or array of any shape, >= 0, in data units.
       stage: stage of the curriculum, >= 0, broadcasts against `sigma` (may be traced).
       decay: q > 1. The paper's default for CIFAR-10.
       k: >= 0. The authors' default.

@@ -23,7 +23,7 @@ def boundary_preconditioning(
        c_{in} = \frac{1}{\sqrt{\sigma^2 + \sigma_d^2}}, \quad c_{noise} = \tfrac14 \log\sigma
 
     Args:
-      sigma: noise levels of any shape, >= 0, in data units; 0 is clamped to 1e-8 inside the logarithm.
+      sigma: noise levels, scalar or array of any shape, >= 0, in data units; 0 is clamped to 1e-8 inside the logarithm.
       sigma_data: standard deviation of the data, > 0. The papers' default.
       sigma_min: level at which the function is the identity, >= 0. The papers' default; 0 gives the plain diffusion
         preconditioning.

@@ -23,7 +23,7 @@ def edm_coefficients(sigma: ArrayLike, *, sigma_data: float = 0.5) -> dict[str, 
        c_{in} = \frac{1}{\sqrt{\sigma^2 + \sigma_d^2}}, \quad c_{noise} = \tfrac14 \log\sigma
 
     Args:
-      sigma: levels of any shape, >= 0; 0 is clamped to 1e-8 inside the logarithm.
+      sigma: levels, scalar or array of any shape, >= 0; 0 is clamped to 1e-8 inside the logarithm.
       sigma_data: standard deviation of the data, > 0. The paper's default.
 
     Returns:
@@ -80,7 +80,7 @@ def sample_training_sigmas(key: Array, shape: tuple[int, ...], *, mean: float = 
 
     Args:
       key: a PRNG key.
-      shape: static shape of the result.
+      shape: static shape of the result, () for a scalar.
       mean: mean of log sigma. The paper's default.
       std: standard deviation of log sigma, > 0. The paper's default.
 

@@ -149,7 +149,7 @@ def sigma_from_alpha_bar(alpha_bar: ArrayLike) -> Array:
     r"""VE noise level of a VP signal fraction, :math:`\sigma = \sqrt{(1 - \bar\alpha) / \bar\alpha}`.
 
     Args:
-      alpha_bar: any shape, in (0, 1].
+      alpha_bar: scalar or array of any shape, in (0, 1].
 
     Returns:
       Levels, like `alpha_bar`. At 1 the level is 0 and its gradient, infinite in truth, is given as 0.
@@ -171,7 +171,7 @@ def alpha_bar_from_sigma(sigma: ArrayLike) -> Array:
     r"""VP signal fraction of a VE noise level, :math:`\bar\alpha = 1 / (1 + \sigma^2)`.
 
     Args:
-      sigma: any shape, >= 0.
+      sigma: scalar or array of any shape, >= 0.
 
     Returns:
       Fractions in (0, 1], like `sigma`.
@@ -289,7 +289,7 @@ def vp_sigma(t: ArrayLike, *, beta_d: float = 19.9, beta_min: float = 0.1) -> Ar
     r"""VE level of the continuous VP process, :math:`\sigma(t) = \sqrt{e^{\beta_d t^2 / 2 + \beta_{\min} t} - 1}`.
 
     Args:
-      t: time of any shape, >= 0; the process runs from 0 to 1.
+      t: time, scalar or array of any shape, >= 0; the process runs from 0 to 1.
       beta_d: growth of the rate, > 0. The papers' default.
       beta_min: rate at 0, > 0. The papers' default.
 
@@ -316,7 +316,7 @@ def vp_time(sigma: ArrayLike, *, beta_d: float = 19.9, beta_min: float = 0.1) ->
     .. math:: t = \big(\sqrt{\beta_{\min}^2 + 2\beta_d \log(1 + \sigma^2)} - \beta_{\min}\big) / \beta_d
 
     Args:
-      sigma: levels of any shape, >= 0.
+      sigma: levels, scalar or array of any shape, >= 0.
       beta_d: growth of the rate, > 0.
       beta_min: rate at 0, > 0.
 

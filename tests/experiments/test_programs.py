@@ -160,7 +160,10 @@ def test_mistakes_are_one_line(arguments, match):
 def test_mistakes_found_while_preparing_are_one_line(tmp_path):
     flags = (*tiny_flags(tmp_path / "cache"), f"--workdir={tmp_path / 'run'}")
     assert "larger than the data" in only_line(program("experiments.train", *flags, "--config.batch_size=5000"))
-    assert not (tmp_path / "cache" / "classification").exists()
+    assert "between 1 and 1 devices" in only_line(program("experiments.train", *flags, "--config.mesh.data=5"))
+    # Nothing was trained for them, and nothing is left that would refuse the corrected config.
+    assert not (tmp_path / "cache").exists()
+    assert not (tmp_path / "run" / "config.json").exists()
 
 
 def test_a_corrupt_config_is_named(tmp_path):

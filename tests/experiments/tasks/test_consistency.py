@@ -1,5 +1,9 @@
 """The consistency task: methods as data, the same masks in both passes, couplings, and every method on small runs."""
 
+import functools
+from collections.abc import Callable
+from typing import NamedTuple
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -8,6 +12,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from experiments import runs, tasks
 from experiments.engine.errors import UserError
+from experiments.tasks.common import TrainState
 from experiments.tasks.consistency.methods import METHODS
 from experiments.tasks.consistency.task import _in_groups
 from mlfuncs import transport
@@ -15,18 +20,41 @@ from tests.experiments.helpers import SMALL_MLP, batch_of, small
 
 
 def digits(method="improved", **overrides):
-    return tasks.resolve(small("consistency/digits", method=method, **{**SMALL_MLP, "steps": 600, **overrides}))
+    defaults = {**SMALL_MLP, "method": method, "steps": 600, "ema_decay": 0.75}
+    return tasks.resolve(small("consistency/digits", **{**defaults, **overrides}))
 
 
-def steps(run, num, key=None):
-    """State and losses after some updates."""
-    update = jax.jit(run.task.update)
-    state, losses = jax.jit(run.task.init)(jax.random.key(0)), []
-    for step in range(num):
-        batch = batch_of(run.world, np.arange(run.config.batch_size) + step)
-        state, metrics = update(state, batch, jax.random.fold_in(key or jax.random.key(1), step))
-        losses.append(float(metrics["loss"]))
-    return state, losses
+class Ready(NamedTuple):
+    run: runs.Run
+    update: Callable
+    first: TrainState
+
+    def train(self, num):
+        """State and losses after some updates."""
+        state, losses = self.first, []
+        for step in range(num):
+            batch = batch_of(self.run.world, np.arange(self.run.config.batch_size) + step)
+            state, metrics = self.update(state, batch, jax.random.fold_in(jax.random.key(1), step))
+            losses.append(float(metrics["loss"]))
+        return state, losses
+
+
+def ready(config):
+    run = runs.prepare(config)
+    return Ready(run, jax.jit(run.task.update), jax.jit(run.task.init)(jax.random.key(0)))
+
+
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory):
+    """`prepared(method)`: its task with all that it needs, trained for a few steps and compiled once."""
+    few = {"steps": 3, "evaluate_every": 0, "mesh.data": 1}
+    overrides = {
+        "evaluate_every": 4,
+        "cache_dir": str(tmp_path_factory.mktemp("cache")),
+        **{f"teacher.{field}": value for field, value in {**few, **SMALL_MLP}.items()},
+        **{f"evaluation.features.{field}": value for field, value in few.items()},
+    }
+    return functools.cache(lambda method: ready(digits(method, **overrides)))
 
 
 def test_published_settings_of_the_methods():
@@ -62,111 +90,86 @@ def test_methods_tuned_in_the_config_win_over_published_settings():
 
 
 @pytest.mark.parametrize("method", sorted(METHODS))
-def test_every_method_trains_samples_and_evaluates(method, tmp_path):
-    config = digits(
-        method,
-        evaluate_every=4,
-        cache_dir=str(tmp_path),
-        **{
-            "teacher.steps": 3,
-            "teacher.evaluate_every": 0,
-            "teacher.model.width": 16,
-            "teacher.model.depth": 1,
-            "teacher.mesh.data": 1,
-            "evaluation.features.steps": 3,
-            "evaluation.features.evaluate_every": 0,
-            "evaluation.features.mesh.data": 1,
-        },
-    )
-    run = runs.prepare(config)
-    state, losses = steps(run, 4)
+def test_every_method_trains_samples_and_evaluates(method, prepared):
+    task = prepared(method).run.task
+    state, losses = prepared(method).train(4)
     assert np.all(np.isfinite(losses))
     assert int(state.step) == 4
-    measured, pictures = run.task.evaluate(state, jax.random.key(2))
+    measured, pictures = task.evaluate(state, jax.random.key(2))
     assert measured.keys() == {"frechet_distance_1", "frechet_distance_2", "frechet_distance_floor"}
     assert all(np.isfinite(value) and value > 0 for value in measured.values())
-    titles = [title for title, _ in pictures["samples"]]
-    assert titles == ["1 step", "2 steps", "real"]
-    images = run.task.sample(state, jax.random.key(3), 5, 3)
+    assert [title for title, _ in pictures["samples"]] == ["1 step", "2 steps", "real"]
+    images = task.sample(state, jax.random.key(3), 5, 3)
     assert images.shape == (5, 8, 8, 1)
     assert images.dtype == np.uint8
 
 
-def test_only_the_original_method_keeps_a_teacher():
-    original = runs.prepare(digits("training"))
-    state, _ = steps(original, 1)
+def leaves(*trees):
+    return zip(*map(jax.tree.leaves, trees), strict=True)
+
+
+def test_only_the_original_method_keeps_a_teacher(prepared):
+    original = prepared("training")
+    state, _ = original.train(1)
     decay = 0.9 ** (2 / 1)  # N = 2 at the first step
-    first = jax.jit(original.task.init)(jax.random.key(0))
-    for teacher, params, before in zip(
-        *map(jax.tree.leaves, (state.teacher, state.params, first.teacher)), strict=True
-    ):
+    for teacher, params, before in leaves(state.teacher, state.params, original.first.teacher):
         np.testing.assert_allclose(teacher, decay * before + (1 - decay) * params, atol=1e-6)
-    assert steps(runs.prepare(digits("improved")), 1)[0].teacher == ()
+    assert prepared("improved").first.teacher == ()
 
 
-def test_moving_average_of_the_parameters():
-    run = runs.prepare(digits(ema_decay=0.75))
-    first = jax.jit(run.task.init)(jax.random.key(0))
-    state, _ = steps(run, 1)
-    for average, params, before in zip(*map(jax.tree.leaves, (state.average, state.params, first.params)), strict=True):
+def test_moving_average_of_the_parameters(prepared):
+    state, _ = prepared("improved").train(1)
+    for average, params, before in leaves(state.average, state.params, prepared("improved").first.params):
         np.testing.assert_allclose(average, 0.75 * before + 0.25 * params, atol=1e-6)
 
 
 def test_student_and_teacher_share_their_dropout_masks():
     """Between levels that nearly agree the loss is nearly 0, unless the two passes drop different units."""
-
-    def loss(dropout):
-        overrides = {
-            "model.dropout": dropout,
-            "consistency.weight": "unit_weight",
-            "consistency.initial_steps": 20_000,
-            "consistency.final_steps": 20_000,
-            "consistency.proposal": "uniform_level_probabilities",
-            "consistency.distance": "mean_squared",
-        }
-        run = runs.prepare(digits("improved", **overrides))
-        state = jax.jit(run.task.init)(jax.random.key(0))
-        # The last layer starts at zero, where dropout has no effect: give every parameter a value.
-        random = lambda p: p + 0.3 * jax.random.normal(jax.random.key(p.size), p.shape)  # noqa: E731
-        state = state._replace(params=jax.tree.map(random, state.params))
-        batch = batch_of(run.world, np.arange(run.config.batch_size))
-        return float(jax.jit(run.task.update)(state, batch, jax.random.key(4))[1]["loss"])
-
-    assert loss(0.5) < 1e-3
-    assert loss(0.0) < 1e-3
+    overrides = {
+        "consistency.weight": "unit_weight",
+        "consistency.initial_steps": 20_000,
+        "consistency.final_steps": 20_000,
+        "consistency.proposal": "uniform_level_probabilities",
+        "consistency.distance": "mean_squared",
+    }
+    dropping, whole = (ready(digits("improved", **{**overrides, "model.dropout": rate})) for rate in (0.5, 0.0))
+    # The last layer starts at zero, where dropout has no effect: give every parameter a value.
+    random = lambda p: p + 0.3 * jax.random.normal(jax.random.key(p.size), p.shape)  # noqa: E731
+    state = whole.first._replace(params=jax.tree.map(random, whole.first.params))
+    batch = batch_of(whole.run.world, np.arange(whole.run.config.batch_size))
+    gradients = []
+    for task in (dropping, whole):
+        _, metrics = task.update(state, batch, jax.random.key(4))
+        assert float(metrics["loss"]) < 1e-3
+        gradients.append(float(metrics["gradient_norm"]))
+    # Units are dropped: else the loss would say nothing.
+    assert abs(gradients[0] / gradients[1] - 1) > 0.05
 
 
 def test_the_curriculum_does_not_recompile():
-    config = digits("improved", steps=100, **{"consistency.final_steps": 40})
-    run = runs.prepare(config)
-    update = jax.jit(run.task.update)
-    state, levels = jax.jit(run.task.init)(jax.random.key(0)), []
+    task, levels = ready(digits("improved", steps=100, **{"consistency.final_steps": 40})), []
+    batch = batch_of(task.run.world, np.arange(16))
     for step in (0, 40, 80):
-        state, metrics = update(
-            state._replace(step=jnp.int32(step)), batch_of(run.world, np.arange(16)), jax.random.key(step)
-        )
+        _, metrics = task.update(task.first._replace(step=jnp.int32(step)), batch, jax.random.key(step))
         levels.append(int(metrics["levels"]))
     assert levels == [11, 21, 41]
-    assert update._cache_size() == 1
+    assert task.update._cache_size() == 1
 
 
 @pytest.mark.parametrize("method", ["training", "improved", "latent_improved"])
 def test_sharded_update_equals_one_device(method):
-    config = digits(method, steps=60, **{"consistency.final_steps": 20, "model.dropout": 0.3})
-    config.mesh.data = 8
-    run = runs.prepare(config)
+    task = ready(digits(method, **{"consistency.final_steps": 20, "model.dropout": 0.3}))
     assert jax.device_count() == 8
     mesh = jax.make_mesh((8,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
-    batch = batch_of(run.world, np.arange(16))
-    key, state = jax.random.key(5), jax.jit(run.task.init)(jax.random.key(0))
+    batch, key, state = batch_of(task.run.world, np.arange(16)), jax.random.key(5), task.first
     shard = lambda spec: NamedSharding(mesh, spec)  # noqa: E731
-    one_state, one = jax.jit(run.task.update)(state, batch, key)
-    many_state, many = jax.jit(run.task.update)(
+    one_state, one = task.update(state, batch, key)
+    many_state, many = task.update(
         jax.device_put(state, shard(PartitionSpec())), jax.device_put(batch, shard(PartitionSpec("data"))), key
     )
     np.testing.assert_allclose(one["loss"], many["loss"], rtol=1e-5)
     np.testing.assert_allclose(one["gradient_norm"], many["gradient_norm"], rtol=1e-4)
-    for ours, theirs in zip(jax.tree.leaves(one_state.teacher), jax.tree.leaves(many_state.teacher), strict=True):
+    for ours, theirs in leaves(one_state.average, many_state.average):
         np.testing.assert_allclose(ours, theirs, atol=1e-5)
 
 
@@ -182,16 +185,15 @@ def test_coupling_stays_inside_its_group():
 
 
 def test_class_conditional_training_and_sampling():
-    run = runs.prepare(digits("improved", **{"model.class_condition": True}))
-    state, losses = steps(run, 2)
+    task = ready(digits("improved", **{"model.class_condition": True}))
+    state, losses = task.train(2)
     assert np.all(np.isfinite(losses))
-    assert run.task.sample(state, jax.random.key(0), 3, 1).shape == (3, 8, 8, 1)
+    assert task.run.task.sample(state, jax.random.key(0), 3, 1).shape == (3, 8, 8, 1)
 
 
-def test_a_sample_does_not_depend_on_how_many_are_drawn():
-    run = runs.prepare(digits("improved"))
-    state, _ = steps(run, 3)
-    few, many = (run.task.sample(state, jax.random.key(7), num, 2) for num in (5, 37))
+def test_a_sample_does_not_depend_on_how_many_are_drawn(prepared):
+    state, _ = prepared("improved").train(3)
+    few, many = (prepared("improved").run.task.sample(state, jax.random.key(7), num, 2) for num in (5, 37))
     np.testing.assert_array_equal(few, many[:5])
 
 
