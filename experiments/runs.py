@@ -102,13 +102,12 @@ def restore(workdir: Path, *, evaluate: bool = True) -> Run:
     if not (workdir / "checkpoints").is_dir():
         raise UserError(f"{workdir} holds no checkpoint yet; train it with experiments.train")
     checkpoints = Checkpoints(workdir, keep=config.checkpoint.keep)
-    step = checkpoints.newest()
-    if not step:
+    if not checkpoints.newest():
         raise UserError(f"{workdir} holds no checkpoint yet; train it with experiments.train")
     if not evaluate:
         config.evaluate_every = 0
     run = prepare(config)
     devices = mesh.make(config.mesh, config.parallel, config.batch_size)
-    state, _ = loop.starting_state(run.task, config, checkpoints, mesh.replicated(devices), step)
+    _, state, _ = loop.starting_state(run.task, config, checkpoints, mesh.replicated(devices), set_aside=False)
     checkpoints.close()
     return run._replace(state=jax.block_until_ready(state))

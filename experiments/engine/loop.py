@@ -99,8 +99,7 @@ def train(task: Task, split: Split, config: ml_collections.ConfigDict, workdir: 
     mesh = meshes.make(config.mesh, config.parallel, config.batch_size)
     everywhere = meshes.replicated(mesh)
     checkpoints = Checkpoints(workdir, keep=config.checkpoint.keep)
-    start = checkpoints.newest() or 0
-    state, pending = starting_state(task, config, checkpoints, everywhere, start)
+    start, state, pending = starting_state(task, config, checkpoints, everywhere, set_aside=True)
     if start >= config.steps:
         checkpoints.close()
         return state
@@ -159,13 +158,12 @@ def advance(
 
 
 def starting_state(
-    task: Task, config: ml_collections.ConfigDict, checkpoints: Checkpoints, sharding: Any, step: int
-) -> tuple[State, dict[str, Any]]:
-    """The restored state of a step with what the host had summed up, or a fresh one at step 0."""
+    task: Task, config: ml_collections.ConfigDict, checkpoints: Checkpoints, sharding: Any, *, set_aside: bool
+) -> tuple[int, State, dict[str, Any]]:
+    """Step, state and what the host had summed up, from the newest good checkpoint; a fresh state at step 0."""
     key = stream_key(config, INIT)
-    if step:
-        return checkpoints.restore(step, jax.eval_shape(task.init, key), sharding)
-    return jax.jit(task.init, out_shardings=sharding)(key), _nothing()
+    found = checkpoints.restore_newest(jax.eval_shape(task.init, key), sharding, set_aside=set_aside)
+    return found or (0, jax.jit(task.init, out_shardings=sharding)(key), _nothing())
 
 
 def evaluate(task: Task, state: State, config: ml_collections.ConfigDict, workdir: Path, step: int) -> dict[str, float]:

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from experiments.engine import checkpoint
 from experiments.engine import mesh as meshes
 from experiments.engine.checkpoint import Checkpoints
 from experiments.engine.errors import UserError
@@ -117,22 +118,78 @@ def lose_the_host(folder):
     shutil.rmtree(folder / "host")
 
 
-@pytest.mark.parametrize("damage", [truncate, empty, lose_the_state, lose_the_host])
+def flip_a_byte(folder):
+    """In the largest file, which holds the weights: what compresses and what does not is told apart by neither."""
+    largest = max((path for path in folder.rglob("*") if path.is_file()), key=lambda path: path.stat().st_size)
+    content = bytearray(largest.read_bytes())
+    content[len(content) // 2] ^= 0x10
+    largest.write_bytes(content)
+
+
+DAMAGES = [truncate, empty, flip_a_byte, lose_the_state, lose_the_host]
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
 def test_an_unreadable_checkpoint_is_named(damage, tmp_path):
     saved(tmp_path, [1, 2])
     folder = tmp_path / "checkpoints" / "2"
     damage(folder)
     checkpoints = Checkpoints(tmp_path, keep=3)
     assert checkpoints.newest() == 2
-    with pytest.raises(UserError, match=f"^checkpoint {re.escape(str(folder))} can't be read .*move that folder away"):
+    with pytest.raises(UserError, match=f"^checkpoint {re.escape(str(folder))} can't be read"):
         checkpoints.restore(2, state_at(0), everywhere())
     checkpoints.close()
 
-    # What the message says to do works.
-    folder.rename(tmp_path / "bad")
+
+@pytest.mark.parametrize("set_aside", [False, True])
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_the_one_before_a_damaged_checkpoint_is_taken(damage, set_aside, tmp_path, capsys):
+    saved(tmp_path, [1, 2])
+    folder = tmp_path / "checkpoints"
+    damage(folder / "2")
     checkpoints = Checkpoints(tmp_path, keep=3)
-    assert checkpoints.newest() == 1
-    assert_same(checkpoints.restore(1, state_at(0), everywhere())[0], state_at(1))
+    step, state, host = checkpoints.restore_newest(state_at(0), everywhere(), set_aside=set_aside)
+    assert (step, host) == (1, HOST)
+    assert_same(state, state_at(1))
+    warning = capsys.readouterr().err
+    assert warning.startswith(f"warning: checkpoint {folder / '2'} can't be read")
+    assert warning.rstrip().endswith(f"going on from {folder / '1'}")
+    assert len(warning.splitlines()) == 1
+    # Nothing is deleted, and its step can be saved again.
+    assert (folder / "2").exists() is not set_aside
+    assert (tmp_path / "damaged_checkpoint_2").exists() is set_aside
+    if set_aside:
+        checkpoints.save(2, state_at(2), HOST)
+        checkpoints.close()
+        checkpoints = Checkpoints(tmp_path, keep=3)
+        assert_same(checkpoints.restore_newest(state_at(0), everywhere(), set_aside=True)[1], state_at(2))
+    checkpoints.close()
+
+
+def test_no_checkpoint_that_can_be_read(tmp_path):
+    saved(tmp_path, [1, 2])
+    for step in ("1", "2"):
+        truncate(tmp_path / "checkpoints" / step)
+    checkpoints = Checkpoints(tmp_path, keep=3)
+    with pytest.raises(UserError, match=r"checkpoints/2 can't be read .* nor any of the 1 before it; restore"):
+        checkpoints.restore_newest(state_at(0), everywhere(), set_aside=True)
+    assert {path.name for path in (tmp_path / "checkpoints").iterdir()} == {"1", "2"}
+    checkpoints.close()
+
+
+def test_nothing_to_restore(tmp_path):
+    checkpoints = Checkpoints(tmp_path, keep=3)
+    assert checkpoints.restore_newest(state_at(0), everywhere(), set_aside=True) is None
+    checkpoints.close()
+
+
+def test_a_newer_format_is_named(tmp_path, monkeypatch):
+    monkeypatch.setattr(checkpoint, "FORMAT", checkpoint.FORMAT + 1)
+    saved(tmp_path, [1])
+    monkeypatch.undo()
+    checkpoints = Checkpoints(tmp_path, keep=3)
+    with pytest.raises(UserError, match=r"checkpoints/1 has format 2, made by a newer version"):
+        checkpoints.restore(1, state_at(0), everywhere())
     checkpoints.close()
 
 
