@@ -12,9 +12,11 @@ from absl import flags
 from ml_collections import config_flags
 
 from experiments.engine.errors import UserError
+from experiments.engine.stopping import Stopped
 
 EXIT_USAGE = 2
 EXIT_FAILED = 1
+EXIT_SIGNAL = 128  # plus the number of the signal, as shells count
 EXIT_INTERRUPTED = 130
 
 
@@ -90,6 +92,9 @@ def run(main: Callable[[], None], *, required: Sequence[str] = (), positional: b
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(EXIT_USAGE)
+    except Stopped as stopped:
+        print(stopped, file=sys.stderr)
+        sys.exit(EXIT_SIGNAL + stopped.number)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         sys.exit(EXIT_INTERRUPTED)

@@ -19,6 +19,7 @@ from experiments.engine.checkpoint import Checkpoints
 from experiments.engine.errors import UserError
 from experiments.engine.logs import Display, Records
 from experiments.engine.pipeline import Order, stream
+from experiments.engine.stopping import Stopped, StopRequest
 from experiments.engine.task import Batch, State, Task
 from experiments.worlds import Split
 
@@ -112,34 +113,44 @@ def train(task: Task, split: Split, config: ml_collections.ConfigDict, workdir: 
         display.say(f"resuming {workdir} at step {start}")
     try:
         step = saved = start
-        while step < config.steps:
-            target = _next_boundary(step, config)
-            state, rate, metrics = advance(interval, feed, state, step, target)
-            _check_finite(metrics["loss"], step, checkpoints.at(saved))
-            pending = _accumulate(pending, metrics)
-            step = target
+        with StopRequest() as stop:
+            while step < config.steps:
+                target = _next_boundary(step, config)
+                state, rate, metrics = advance(interval, feed, state, step, target)
+                _check_finite(metrics["loss"], step, checkpoints.at(saved))
+                pending = _accumulate(pending, metrics)
+                step = target
 
-            means = {name: total / pending["count"] for name, total in pending["sums"].items()}
-            record: dict[str, float] = {}
-            display.advance(step, means["loss"], rate)
-            if step % config.log_every == 0 or step == config.steps:
-                record = {"step": step, **means, "steps_per_second": rate}
-                display.line(step, means["loss"], rate)
-                pending = _nothing()
-            if config.evaluate_every and (step % config.evaluate_every == 0 or step == config.steps):
-                measured = evaluate(task, state, config, workdir, step)
-                display.say(f"{label}  step {step}  " + "  ".join(f"{k} {v:.4g}" for k, v in measured.items()))
-                record = {"step": step, **means, **record, **measured}
-            if record:
-                records.write(record)
-            if step == config.steps or (config.evaluate_every and step % config.evaluate_every == 0):
-                pictures.write_curves(workdir / "curves.png", records.lines)
-            if step == config.steps or (config.checkpoint.every and step % config.checkpoint.every == 0):
-                # A finite loss says nothing of the update made from it, and a bad state must not replace a good one.
-                if not is_finite(state):
-                    raise UserError(f"the parameters are no numbers at step {step}; {checkpoints.at(saved)}. {ADVICE}")
-                checkpoints.save(step, state, pending)
-                saved = step
+                means = {name: total / pending["count"] for name, total in pending["sums"].items()}
+                record: dict[str, float] = {}
+                display.advance(step, means["loss"], rate)
+                if step % config.log_every == 0 or step == config.steps:
+                    record = {"step": step, **means, "steps_per_second": rate}
+                    display.line(step, means["loss"], rate)
+                    pending = _nothing()
+                if config.evaluate_every and (step % config.evaluate_every == 0 or step == config.steps):
+                    measured = evaluate(task, state, config, workdir, step)
+                    display.say(f"{label}  step {step}  " + "  ".join(f"{k} {v:.4g}" for k, v in measured.items()))
+                    record = {"step": step, **means, **record, **measured}
+                if record:
+                    records.write(record)
+                if step == config.steps or (config.evaluate_every and step % config.evaluate_every == 0):
+                    pictures.write_curves(workdir / "curves.png", records.lines)
+                periodic = bool(config.checkpoint.every) and step % config.checkpoint.every == 0
+                if step == config.steps or periodic or stop.received:
+                    # A finite loss says nothing of the update made from it, and a bad state must not replace a good one.
+                    if not is_finite(state):
+                        raise UserError(
+                            f"the parameters are no numbers at step {step}; {checkpoints.at(saved)}. {ADVICE}"
+                        )
+                    checkpoints.save(step, state, pending)
+                    saved = step
+                if stop.received and step < config.steps:
+                    raise Stopped(
+                        f"stopped by {stop.received.name} at step {step} of {config.steps}; saved "
+                        f"{checkpoints.folder / str(step)}. The same command goes on from there",
+                        stop.received,
+                    )
     finally:
         display.close()
         records.close()

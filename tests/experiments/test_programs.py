@@ -43,6 +43,31 @@ def test_a_killed_run_goes_on(trained):
     assert steps == list(range(10, 401, 10))
 
 
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_saves_and_says_how_to_go_on(trained, number):
+    folder, _, flags, _, _ = trained
+    workdir = folder / number.name
+    command = [sys.executable, "-m", "experiments.train", *flags, f"--workdir={workdir}", "--config.steps=1000000"]
+    process = subprocess.Popen(
+        command,
+        cwd=ROOT,
+        env={**os.environ, "XLA_FLAGS": ""},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    for line in process.stdout:
+        if "step 40/" in line:
+            break
+    process.send_signal(number)
+    _, message = process.communicate(timeout=120)
+    assert process.returncode == 128 + number
+    (step,) = {int(p.name) for p in (workdir / "checkpoints").iterdir()} & {
+        int(message.split("at step ")[1].split()[0])
+    }
+    assert f"stopped by {number.name} at step {step} of 1000000; saved" in message
+
+
 def test_what_a_run_leaves(trained):
     _, workdir, _, _, output = trained
     assert {p.name for p in workdir.iterdir()} >= {
