@@ -14,6 +14,9 @@ from experiments.engine import command_line, logs
 from experiments.engine.errors import UserError
 
 
+LABELS = {"training": "original (training)"}
+
+
 def main() -> None:
     workdirs = [Path(argument) for argument in sys.argv[1:]]
     if not workdirs:
@@ -36,7 +39,8 @@ def main() -> None:
     table.add_column("real vs real", justify="right")
     for config, record in rows:
         distances = [f"{record[name]:.3f}" if (name := f"frechet_distance_{step}") in record else "" for step in steps]
-        label = (config.method if "method" in config else config.task).replace("_", " ")
+        name = config.method if "method" in config else config.task
+        label = LABELS.get(name, name.replace("_", " "))
         floor = f"{record['frechet_distance_floor']:.3f}"
         table.add_row(label, f"{record['step']:,}", *distances, floor)
     Console().print(table)
