@@ -17,7 +17,8 @@ def base(task: str) -> ml_collections.ConfigDict:
     config.log_every = 100
     config.evaluate_every = 1000  # 0: never
     config.checkpoint = {"every": 1000, "keep": 3}  # every 0: only at the end
-    config.mesh = {"data": -1}  # devices along each axis; -1: all
+    # Devices along each axis, -1: all that are left. The batch is split over both, the state over fsdp.
+    config.mesh = {"data": -1, "fsdp": 1}
     config.parallel = "jit"
     config.cache_dir = "runs/cache"  # runs that others need: feature networks, teachers, autoencoders
     config.ema_decay = 0.999

@@ -13,7 +13,6 @@ from experiments import runs
 from experiments.engine import command_line, logs
 from experiments.engine.errors import UserError
 
-
 LABELS = {"training": "original (training)"}
 
 

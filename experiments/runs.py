@@ -108,6 +108,6 @@ def restore(workdir: Path, *, evaluate: bool = True) -> Run:
         config.evaluate_every = 0
     run = prepare(config)
     devices = mesh.make(config.mesh, config.parallel, config.batch_size)
-    _, state, _ = loop.starting_state(run.task, config, checkpoints, mesh.replicated(devices), set_aside=False)
+    _, state, _ = loop.starting_state(run.task, config, checkpoints, devices, set_aside=False)
     checkpoints.close()
     return run._replace(state=jax.block_until_ready(state))

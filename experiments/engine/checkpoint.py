@@ -55,9 +55,11 @@ class Checkpoints:
         arguments = ocp.args.Composite(state=ocp.args.StandardSave(state), host=ocp.args.JsonSave(beside))
         self._manager.save(step, args=arguments, force=True)
 
-    def restore(self, step: int, like: Any, sharding: Sharding) -> tuple[Any, dict[str, Any]]:
-        """State and host data of a step, onto the devices of `sharding`; `like` gives shapes and types."""
-        abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), like)
+    def restore(self, step: int, like: Any, shardings: Any) -> tuple[Any, dict[str, Any]]:
+        """State and host data of a step; `like` gives shapes and types, `shardings` (one, or a tree) the places."""
+        if isinstance(shardings, Sharding):
+            shardings = jax.tree.map(lambda _: shardings, like)
+        abstract = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), like, shardings)
         arguments = ocp.args.Composite(state=ocp.args.StandardRestore(abstract), host=ocp.args.JsonRestore())
         where = self.folder / str(step)
         try:
@@ -74,9 +76,7 @@ class Checkpoints:
             )
         return restored.state, restored.host["host"]
 
-    def restore_newest(
-        self, like: Any, sharding: Sharding, *, set_aside: bool
-    ) -> tuple[int, Any, dict[str, Any]] | None:
+    def restore_newest(self, like: Any, shardings: Any, *, set_aside: bool) -> tuple[int, Any, dict[str, Any]] | None:
         """Step, state and host data of the newest checkpoint that can be read, with a warning where it is not the newest.
 
         None where there is none. With `set_aside` unreadable ones are renamed, so that their steps can be saved again.
@@ -87,7 +87,7 @@ class Checkpoints:
         failures: list[tuple[int, UserError]] = []
         for step in sorted(self._manager.all_steps(), reverse=True):
             try:
-                state, host = self.restore(step, like, sharding)
+                state, host = self.restore(step, like, shardings)
             except UserError as error:
                 failures.append((step, error))
                 continue

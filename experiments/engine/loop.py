@@ -33,10 +33,13 @@ def stream_key(config: ml_collections.ConfigDict, stream_index: int) -> Array:
     return jax.random.fold_in(jax.random.key(config.seed), stream_index)
 
 
-def make_interval(task: Task, key: Array, fetch: Callable[[Any, Any], Batch]) -> Callable[..., Any]:
+def make_interval(
+    task: Task, key: Array, fetch: Callable[[Any, Any], Batch], shardings: Any = None
+) -> Callable[..., Any]:
     """`interval(state, data, selections) -> (state, metrics [steps])`: one compiled scan; the state is donated.
 
-    Random numbers of a step come from the key folded with the step, so that intervals may be cut anywhere.
+    The state stays where `shardings`, a tree like it, puts it. Random numbers of a step come from the key folded with the
+    step, so that intervals may be cut anywhere.
     """
 
     def interval(state: State, data: Any, first_step: Array, selections: Any) -> tuple[State, dict[str, Array]]:
@@ -48,7 +51,7 @@ def make_interval(task: Task, key: Array, fetch: Callable[[Any, Any], Batch]) ->
         (state, _), metrics = jax.lax.scan(step, (state, first_step), selections)
         return state, metrics
 
-    return jax.jit(interval, donate_argnums=0)
+    return jax.jit(interval, donate_argnums=0, out_shardings=(shardings, None))
 
 
 class Feed:
@@ -98,15 +101,15 @@ def check_limits(config: ml_collections.ConfigDict) -> None:
 def train(task: Task, split: Split, config: ml_collections.ConfigDict, workdir: Path, label: str) -> State:
     """Trains `task` to `config.steps` in `workdir`, from its newest checkpoint if it has one."""
     mesh = meshes.make(config.mesh, config.parallel, config.batch_size)
-    everywhere = meshes.replicated(mesh)
     checkpoints = Checkpoints(workdir, keep=config.checkpoint.keep)
-    start, state, pending = starting_state(task, config, checkpoints, everywhere, set_aside=True)
+    start, state, pending = starting_state(task, config, checkpoints, mesh, set_aside=True)
     if start >= config.steps:
         checkpoints.close()
         return state
 
     feed = Feed(split, mesh, config.seed, config.batch_size, start, config.steps)
-    interval = make_interval(task, stream_key(config, TRAIN), feed.fetch)
+    shardings = meshes.state_sharded(mesh, state)
+    interval = make_interval(task, stream_key(config, TRAIN), feed.fetch, shardings)
     records = Records(workdir, start)
     display = Display(config.steps, start, label)
     if start:
@@ -169,12 +172,14 @@ def advance(
 
 
 def starting_state(
-    task: Task, config: ml_collections.ConfigDict, checkpoints: Checkpoints, sharding: Any, *, set_aside: bool
+    task: Task, config: ml_collections.ConfigDict, checkpoints: Checkpoints, mesh: Mesh, *, set_aside: bool
 ) -> tuple[int, State, dict[str, Any]]:
     """Step, state and what the host had summed up, from the newest good checkpoint; a fresh state at step 0."""
     key = stream_key(config, INIT)
-    found = checkpoints.restore_newest(jax.eval_shape(task.init, key), sharding, set_aside=set_aside)
-    return found or (0, jax.jit(task.init, out_shardings=sharding)(key), _nothing())
+    abstract = jax.eval_shape(task.init, key)
+    shardings = meshes.state_sharded(mesh, abstract)
+    found = checkpoints.restore_newest(abstract, shardings, set_aside=set_aside)
+    return found or (0, jax.jit(task.init, out_shardings=shardings)(key), _nothing())
 
 
 def evaluate(task: Task, state: State, config: ml_collections.ConfigDict, workdir: Path, step: int) -> dict[str, float]:
