@@ -25,6 +25,12 @@ def expand_like(value: ArrayLike, x: Array) -> Array:
     return value.reshape(value.shape + (1,) * (x.ndim - value.ndim)) if value.ndim else value
 
 
+def safe_sqrt(x: Array) -> Array:
+    """Square root with gradient 0, not infinity, at 0 (and value 0 below); NaN stays."""
+    usable = ~(x <= 0)
+    return jnp.where(usable, jnp.sqrt(jnp.where(usable, x, 1.0)), 0.0)
+
+
 def gather_batch(x: Array, axis_name: str | None) -> Array:
     """The global batch [N, ...] of the shards along a `shard_map` or `pmap` axis; `x` itself where there is none."""
     if axis_name is None:

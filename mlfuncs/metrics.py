@@ -88,7 +88,7 @@ def frechet_distance(first: ArrayLike, second: ArrayLike, *, axis_name: str | No
 
 
 def _squared_distances(rows: Array, points: Array) -> Array:
-    cross = rows @ points.T
+    cross = jnp.matmul(rows, points.T, precision=jax.lax.Precision.HIGHEST)
     return jnp.maximum(jnp.sum(rows**2, 1)[:, None] + jnp.sum(points**2, 1)[None, :] - 2 * cross, 0)
 
 

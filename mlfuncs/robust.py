@@ -55,7 +55,10 @@ def pseudo_huber(prediction: ArrayLike, target: ArrayLike, *, c: ArrayLike) -> A
     radicand = squared + c**2
     usable = ~(radicand <= 0)  # written so that NaN stays on the branch that computes with it
     root = jnp.sqrt(jnp.where(usable, radicand, 1.0))
-    return jnp.where(usable, squared / jnp.where(usable, root + c, 1.0), 0.0)
+    # Far out the plain form, which can't cancel there and stays finite, or infinite, with the residual.
+    small = usable & ~(squared > c**2)
+    near = jnp.where(small, squared, 0.0) / jnp.where(small, root + c, 1.0)
+    return jnp.where(small, near, jnp.where(usable, root - c, 0.0))
 
 
 def cauchy(prediction: ArrayLike, target: ArrayLike, *, c: ArrayLike) -> Array:
@@ -102,7 +105,9 @@ def geman_mcclure(prediction: ArrayLike, target: ArrayLike, *, c: ArrayLike) -> 
       Barron, A General and Adaptive Robust Loss Function, arXiv:1701.03077; compared with Cauchy in arXiv:2502.01441.
     """
     squared = _scaled_squared_norm(_residual(prediction, target), c)
-    return 2 * squared / (squared + 4)
+    far = squared > 4  # there 2 / (1 + 4 / s), which is 2 and not NaN where s overflows
+    near = jnp.where(far, 0.0, squared)
+    return jnp.where(far, 2 / (1 + 4 / jnp.where(far, squared, 1.0)), 2 * near / (near + 4))
 
 
 def mean_squared(prediction: ArrayLike, target: ArrayLike) -> Array:

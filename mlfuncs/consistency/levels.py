@@ -12,6 +12,8 @@ from jax.typing import ArrayLike
 from mlfuncs import _checks
 from mlfuncs._arrays import as_float
 
+TAIL = 2.0**-54  # of a normal distribution: less is 0 in the differences of the paper's erf, in float64 too
+
 
 def karras_levels(
     num_levels: ArrayLike,
@@ -57,7 +59,8 @@ def karras_levels(
         _checks.ordered("num_levels", num_levels, "size", size, strict=False)
     low, high = sigma_min ** (1 / rho), sigma_max ** (1 / rho)
     # Where possible in float64 on the host: neighbouring levels of a fine grid differ by little.
-    xp: Any = np if _checks.is_concrete(num_levels) else jnp
+    on_host = all(_checks.is_concrete(value) for value in (num_levels, sigma_min, sigma_max, rho))
+    xp: Any = np if on_host else jnp
     index, last = xp.arange(size), xp.maximum(xp.asarray(num_levels) - 1, 1)
     levels = (low + xp.minimum(index / last, 1) * (high - low)) ** rho
     levels = xp.where(index == 0, sigma_min, xp.where(index >= last, sigma_max, levels))
@@ -96,7 +99,7 @@ def doubling_discretization(
     # Integer arithmetic: step / period in float32 is wrong near the switches of a long run.
     most_doublings = math.ceil(math.log2(final_steps / initial_steps))
     doublings = jnp.minimum(jnp.asarray(step, jnp.int32) // period, most_doublings)
-    return jnp.minimum(initial_steps * 2**doublings, final_steps) + 1
+    return jnp.minimum(int(initial_steps) * 2**doublings, int(final_steps)) + 1
 
 
 def progressive_discretization(
@@ -158,7 +161,7 @@ def teacher_decay(num_levels: ArrayLike, *, initial_decay: float = 0.9, initial_
     _checks.count("initial_steps", initial_steps)
     _checks.at_least("num_levels", num_levels, 1)
     intervals = jnp.maximum(jnp.asarray(num_levels) - 1, 1)
-    return jnp.exp(initial_steps * math.log(initial_decay) / intervals)
+    return jnp.exp(initial_steps * jnp.log(as_float(initial_decay)) / intervals)
 
 
 def adaptive_robust_scale(num_levels: ArrayLike, *, slope: float = -1.18, intercept: float = -0.72) -> Array:
@@ -228,7 +231,7 @@ def lognormal_level_probabilities(sigmas: ArrayLike, *, mean: float = -1.1, std:
     )
     mass = jnp.maximum(mass, 0)
     total = jnp.sum(mass)
-    if _checks.is_concrete(total) and total == 0:
+    if _checks.is_concrete(total) and total < TAIL:
         raise ValueError(f"sigmas lie altogether in the tail of the lognormal with mean {mean} and std {std}")
     return mass / total
 

@@ -29,7 +29,8 @@ def _check_pair(data: ArrayLike, noise: ArrayLike, sigma_low: ArrayLike, sigma_h
     _checks.per_example("sigma_low", sigma_low, batch)
     _checks.per_example("sigma_high", sigma_high, batch)
     _checks.non_negative("sigma_low", sigma_low)
-    _checks.ordered("sigma_low", sigma_low, "sigma_high", sigma_high)
+    # Equal levels are left to the weight: one that is given may be finite there, and the loss is then 0.
+    _checks.ordered("sigma_low", sigma_low, "sigma_high", sigma_high, strict=False)
 
 
 def _weights(weight: ArrayLike | None, sigma_low: ArrayLike, sigma_high: ArrayLike) -> Array:
@@ -70,7 +71,7 @@ def consistency_training_loss(
       data: [B, ...] clean examples x.
       noise: like `data`, unit normal z; both levels share it.
       sigma_low: [B] lower levels >= 0; where 0 the target is the clean example and the teacher is not asked.
-      sigma_high: [B] upper levels, above `sigma_low`.
+      sigma_high: [B] upper levels, not below `sigma_low`; above it for the default weight.
       teacher_fn: f of the teacher's parameters; None: the student's own. Gradients never pass through it.
       distance: d(a, b) -> [B]; None: `robust.pseudo_huber` with c = 0.00054 sqrt(values per example).
       weight: scalar or [B]; None: 1 / (sigma_high - sigma_low).
@@ -89,8 +90,10 @@ def consistency_training_loss(
     sigma_low, sigma_high = as_float(sigma_low), as_float(sigma_high)
     prediction = consistency_fn(data + expand_like(sigma_high, data) * noise, sigma_high)
     x_low = data + expand_like(sigma_low, data) * noise
-    target = _target(teacher_fn or consistency_fn, x_low, sigma_low, sigma_high)
-    return _weights(weight, sigma_low, sigma_high) * (distance or _default_distance)(prediction, target)
+    target = _target(consistency_fn if teacher_fn is None else teacher_fn, x_low, sigma_low, sigma_high)
+    return _weights(weight, sigma_low, sigma_high) * (_default_distance if distance is None else distance)(
+        prediction, target
+    )
 
 
 def consistency_distillation_loss(
@@ -117,7 +120,7 @@ def consistency_distillation_loss(
       data: [B, ...] clean examples.
       noise: like `data`, unit normal.
       sigma_low: [B] lower levels >= 0.
-      sigma_high: [B] upper levels, above `sigma_low`.
+      sigma_high: [B] upper levels, not below `sigma_low`; above it for the default weight.
       teacher_fn: f of the teacher's parameters; None: the student's own. Gradients never pass through it.
       method: "heun" (the paper's default) or "euler".
       distance: d(a, b) -> [B]; None: pseudo-Huber as in `consistency_training_loss`.
@@ -138,8 +141,10 @@ def consistency_distillation_loss(
     x_high = data + expand_like(sigma_high, data) * noise
     x_low = jax.lax.stop_gradient(diffusion.ode_step(denoise, x_high, sigma_high, sigma_low, method=method))
     prediction = consistency_fn(x_high, sigma_high)
-    target = _target(teacher_fn or consistency_fn, x_low, sigma_low, sigma_high)
-    return _weights(weight, sigma_low, sigma_high) * (distance or _default_distance)(prediction, target)
+    target = _target(consistency_fn if teacher_fn is None else teacher_fn, x_low, sigma_low, sigma_high)
+    return _weights(weight, sigma_low, sigma_high) * (_default_distance if distance is None else distance)(
+        prediction, target
+    )
 
 
 def robust_consistency_loss(
@@ -169,7 +174,7 @@ def robust_consistency_loss(
       data: [B, ...] clean (latent) examples x.
       noise: like `data`, unit normal; couple it first with `transport.minibatch_coupling`.
       sigma_low: [B] lower levels >= 0.
-      sigma_high: [B] upper levels, above `sigma_low`.
+      sigma_high: [B] upper levels, not below `sigma_low`; above it for the default weight.
       level: [B] integer, 0-based index i of the interval.
       num_levels: current number N >= 2 of levels (may be traced).
       c: scale of the Cauchy distance, > 0 (`adaptive_robust_scale`; may be traced).
@@ -197,7 +202,7 @@ def robust_consistency_loss(
 
     prediction = consistency_fn(data + expand_like(sigma_high, data) * noise, sigma_high)
     x_low = data + expand_like(sigma_low, data) * noise
-    target = _target(teacher_fn or consistency_fn, x_low, sigma_low, sigma_high)
+    target = _target(consistency_fn if teacher_fn is None else teacher_fn, x_low, sigma_low, sigma_high)
     consistency = _weights(weight, sigma_low, sigma_high) * robust.cauchy(prediction, target, c=c)
     early = jnp.asarray(level) < jnp.floor(diffusion_fraction * as_float(num_levels))
     return consistency + diffusion_weight * jnp.where(early, robust.mean_squared(prediction, data), 0.0)
@@ -275,4 +280,4 @@ def continuous_consistency_loss(
     value, tangent = _value_and_tangent(consistency_fn, x, sigma, slope)
     if mode == "norm":
         return robust.pseudo_huber(tangent, jnp.zeros_like(tangent), c=0.0)
-    return jnp.sum(jax.lax.stop_gradient(tangent) * value, axis=per_example_axes(value))
+    return jnp.sum(jax.lax.stop_gradient(as_float(tangent)) * as_float(value), axis=per_example_axes(value))

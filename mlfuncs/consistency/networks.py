@@ -78,8 +78,8 @@ def consistency_function(
 
     def consistency(x: Array, sigma: ArrayLike) -> Array:
         _checks.batched("x", x)
-        _checks.scalar_or_per_example("sigma", sigma, x.shape[0])
         x = as_float(x)
+        _checks.scalar_or_per_example("sigma", sigma, x.shape[0])
         sigma = jnp.broadcast_to(as_float(sigma), x.shape[:1])
         c = boundary_preconditioning(sigma, sigma_data=sigma_data, sigma_min=sigma_min)
         raw = network(expand_like(c["c_in"], x) * x, c["c_noise"])

@@ -134,5 +134,6 @@ def edm_loss(
     _checks.positive("sigma_data", sigma_data)
     x, noise, sigma = as_float(x), as_float(noise), as_float(sigma)
     denoised = denoise(x + expand_like(sigma, x) * noise, sigma)
+    _checks.same_shape("x", x, "the result of denoise", denoised)
     weight = (sigma**2 + sigma_data**2) / (sigma * sigma_data) ** 2
     return weight * jnp.mean((as_float(denoised) - x) ** 2, axis=per_example_axes(x))

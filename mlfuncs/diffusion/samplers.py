@@ -10,7 +10,7 @@ from jax import Array
 from jax.typing import ArrayLike
 
 from mlfuncs import _checks
-from mlfuncs._arrays import as_float, expand_like
+from mlfuncs._arrays import as_float, expand_like, safe_sqrt
 
 Denoiser = Callable[[Array, Array], Array]  # (x [B, ...], sigma [B]) -> estimate of the clean x
 
@@ -180,7 +180,7 @@ def sample_heun_stochastic(
     .. math:: \gamma = \min(S_{churn} / N, \sqrt2 - 1), \quad \hat\sigma = (1 + \gamma)\sigma, \quad
               \hat x = x + \sqrt{\hat\sigma^2 - \sigma^2}\, S_{noise}\, n
 
-    Noise is added at levels in [churn_min, churn_max]. With churn 0 this is `sample_heun`, exactly. The noise of example
+    Noise is added at levels in [churn_min, churn_max]. With churn 0 this is `sample_heun`. The noise of example
     i depends on the key, the step and i alone.
 
     Args:
@@ -219,9 +219,9 @@ def sample_heun_stochastic(
         step_key = jax.random.fold_in(key, index)
         draw = lambda example: jax.random.normal(jax.random.fold_in(step_key, example), x.shape[1:])  # noqa: E731
         noise = jax.vmap(draw)(jnp.arange(x.shape[0]))
-        # sqrt((1 + gamma)^2 - 1), guarded: its gradient at gamma = 0 is infinite.
+        # The root of (1 + gamma)^2 - 1.
         excess = gamma * (2 + gamma)
-        spread = jnp.where(excess > 0, jnp.sqrt(jnp.where(excess > 0, excess, 1.0)), 0.0) * sigma
+        spread = safe_sqrt(excess) * sigma
         return x + spread * noise_scale * noise, sigma * (1 + gamma)
 
     def step(x: Array, scanned: tuple[Array, Array, Array]) -> tuple[Array, None]:
@@ -266,5 +266,5 @@ def ddim_step(x: ArrayLike, noise: ArrayLike, alpha_bar: ArrayLike, alpha_bar_ne
         _checks.within_half_open(name, value, 0, 1)
     x, noise = as_float(x), as_float(noise)
     here, there = expand_like(as_float(alpha_bar), x), expand_like(as_float(alpha_bar_next), x)
-    clean = (x - jnp.sqrt(1 - here) * noise) / jnp.sqrt(here)
-    return jnp.sqrt(there) * clean + jnp.sqrt(1 - there) * noise
+    clean = (x - safe_sqrt(1 - here) * noise) / jnp.sqrt(here)
+    return jnp.sqrt(there) * clean + safe_sqrt(1 - there) * noise

@@ -11,7 +11,7 @@ from jax import Array
 from jax.typing import ArrayLike
 
 from mlfuncs import _checks
-from mlfuncs._arrays import as_float, expand_like
+from mlfuncs._arrays import as_float, expand_like, safe_sqrt
 
 
 def karras_sigmas(num_steps: int, *, sigma_min: float = 0.002, sigma_max: float = 80.0, rho: float = 7.0) -> Array:
@@ -58,10 +58,11 @@ def linear_betas(num_steps: int, *, beta_start: float = 1e-4, beta_end: float = 
     Args:
       num_steps: T >= 1.
       beta_start: first variance at T = 1000, > 0. The paper's default.
-      beta_end: last variance at T = 1000, >= beta_start. The paper's default. Results are clipped to 0.999.
+      beta_end: last variance at T = 1000, >= beta_start. The paper's default.
 
     Returns:
-      [T] float32 variances; index 0 adds the least noise.
+      [T] float32 variances; index 0 adds the least noise. Below T = 20 the rule of the published code leads to values
+      above 1, which `alpha_bars` refuses.
 
     Raises:
       ValueError: an argument is out of range.
@@ -71,7 +72,7 @@ def linear_betas(num_steps: int, *, beta_start: float = 1e-4, beta_end: float = 
     """
     _check_betas(num_steps, beta_start, beta_end)
     scale = 1000 / num_steps
-    return jnp.asarray(np.minimum(np.linspace(scale * beta_start, scale * beta_end, num_steps), 0.999), jnp.float32)
+    return jnp.asarray(np.linspace(scale * beta_start, scale * beta_end, num_steps), jnp.float32)
 
 
 def scaled_linear_betas(num_steps: int, *, beta_start: float = 0.00085, beta_end: float = 0.012) -> Array:
@@ -161,10 +162,11 @@ def sigma_from_alpha_bar(alpha_bar: ArrayLike) -> Array:
       Karras et al., arXiv:2206.00364; Song et al., arXiv:2010.02502.
     """
     _checks.within_half_open("alpha_bar", alpha_bar, 0, 1)
+    if not isinstance(alpha_bar, Array):  # numbers of the host near 1 keep their digits only in float64
+        exact = np.asarray(alpha_bar, np.float64)
+        return safe_sqrt(jnp.asarray((1 - exact) / exact, jnp.float32))
     alpha_bar = as_float(alpha_bar)
-    variance = (1 - alpha_bar) / alpha_bar
-    usable = ~(variance <= 0)
-    return jnp.where(usable, jnp.sqrt(jnp.where(usable, variance, 1.0)), 0.0)
+    return safe_sqrt((1 - alpha_bar) / alpha_bar)
 
 
 def alpha_bar_from_sigma(sigma: ArrayLike) -> Array:
@@ -305,9 +307,7 @@ def vp_sigma(t: ArrayLike, *, beta_d: float = 19.9, beta_min: float = 0.1) -> Ar
     _check_vp(beta_d, beta_min)
     _checks.non_negative("t", t)
     t = as_float(t)
-    variance = jnp.expm1(beta_d * t**2 / 2 + beta_min * t)
-    usable = ~(variance <= 0)
-    return jnp.where(usable, jnp.sqrt(jnp.where(usable, variance, 1.0)), 0.0)
+    return safe_sqrt(jnp.expm1(beta_d * t**2 / 2 + beta_min * t))
 
 
 def vp_time(sigma: ArrayLike, *, beta_d: float = 19.9, beta_min: float = 0.1) -> Array:

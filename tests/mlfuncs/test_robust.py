@@ -144,3 +144,22 @@ def test_tukey_fences_find_planted_outliers():
     low, high = robust.tukey_fences(clean.at[:50].set(40.0), factor=3.0)
     # Outside 3 IQR of a normal lie 2e-6 of its values: more than two of 20,000 has probability below 1e-5.
     assert 50 <= int(jnp.sum((clean.at[:50].set(40.0) > high) | (clean.at[:50].set(40.0) < low))) <= 52
+
+
+def test_far_residuals_stay_numbers():
+    far, zero = jnp.array([[1e12], [jnp.inf]]), jnp.zeros((2, 1))
+    np.testing.assert_allclose(robust.pseudo_huber(far, zero, c=0.03), [1e12, np.inf])
+    np.testing.assert_allclose(robust.geman_mcclure(far, zero, c=1e-8), [2, 2])
+    assert np.isnan(robust.pseudo_huber(jnp.array([[jnp.nan]]), jnp.zeros((1, 1)), c=0.03)[0])
+    assert np.isnan(robust.geman_mcclure(jnp.array([[jnp.nan]]), jnp.zeros((1, 1)), c=0.03)[0])
+
+
+def test_pseudo_huber_against_float64_over_many_scales():
+    residual = np.logspace(-12, 12, 97)
+    exact = residual**2 / (np.sqrt(residual**2 + 0.03**2) + 0.03)
+    ours = robust.pseudo_huber(residual[:, None], np.zeros((97, 1)), c=0.03)
+    np.testing.assert_allclose(ours, exact, rtol=1e-6)
+    slopes = jax.vmap(jax.grad(lambda r: robust.pseudo_huber(r[None, None], jnp.zeros((1, 1)), c=0.03)[0]))(
+        jnp.asarray(residual, jnp.float32)
+    )
+    np.testing.assert_allclose(slopes, residual / np.sqrt(residual**2 + 0.03**2), rtol=1e-5)

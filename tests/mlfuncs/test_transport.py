@@ -228,3 +228,13 @@ COST, PAIR = jnp.ones((2, 3)), jnp.ones((2, 3))
 def test_bad_input(call, match):
     with pytest.raises(ValueError, match=match):
         call()
+
+
+def test_exact_coupling_of_batches_far_from_the_origin():
+    generator = np.random.default_rng(0)
+    data = (generator.standard_normal((64, 4)) + 1000).astype(np.float32)
+    noise = data[::-1] + 0.1 * generator.standard_normal((64, 4)).astype(np.float32)
+    cost = ((data[:, None].astype(np.float64) - noise[None]) ** 2).sum(-1)
+    rows, columns = scipy.optimize.linear_sum_assignment(cost)
+    pairing = np.asarray(transport.minibatch_coupling(data, noise))
+    np.testing.assert_allclose(cost[np.arange(64), pairing].sum(), cost[rows, columns].sum(), rtol=1e-4)

@@ -346,3 +346,18 @@ def test_batch_of_one_flat_data():
     )
     assert loss.shape == (1,)
     assert np.isfinite(loss[0])
+
+
+def test_equal_levels_have_no_loss_under_a_given_weight():
+    data, noise, low, _, _ = problem()
+    loss = consistency.consistency_training_loss(smooth(PARAMS), data, noise, low, low, weight=1.0)
+    np.testing.assert_array_equal(loss, np.zeros(6))
+    with pytest.raises(ValueError, match="sigma_low"):
+        consistency.consistency_training_loss(smooth(PARAMS), data, noise, low, low)
+
+
+def test_half_precision_networks_give_losses_in_float32():
+    data, noise, _, high, _ = problem()
+    half = lambda x, sigma: (x * sigma[:, None, None]).astype(jnp.bfloat16)  # noqa: E731
+    for mode in ("norm", "stop_gradient"):
+        assert consistency.continuous_consistency_loss(half, data, high, noise, mode=mode).dtype == jnp.float32

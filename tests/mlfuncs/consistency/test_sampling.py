@@ -73,3 +73,10 @@ def test_bad_input(arguments, match):
     arguments = {"shape": (2, 2), **arguments}
     with pytest.raises(ValueError, match=match):
         consistency.multistep_sample(KEY, gaussian(0.0, 1.0), **arguments)
+
+
+@pytest.mark.parametrize("sigma_min", [0.002, 0.005, 0.01])
+def test_a_float32_grid_may_end_at_sigma_min(sigma_min):
+    grid = consistency.karras_levels(4, sigma_min=sigma_min)[::-1]
+    x = consistency.multistep_sample(KEY, gaussian(0.0, 1.0), (2, 3), sigmas=grid, sigma_min=sigma_min)
+    assert bool(jnp.all(jnp.isfinite(x)))

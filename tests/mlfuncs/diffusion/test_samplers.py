@@ -237,3 +237,17 @@ X = jnp.zeros((2, 3))
 def test_bad_input(call, match):
     with pytest.raises(ValueError, match=match):
         call()
+
+
+def test_ddim_gradients_are_finite_at_no_noise():
+    x, noise = jnp.ones((2, 3)), jnp.arange(6.0).reshape(2, 3)
+    for slot in (0, 1):
+        fractions = [0.5, 0.5]
+
+        def total(fraction, slot=slot, fractions=fractions):
+            given = [*fractions]
+            given[slot] = fraction
+            return jnp.sum(diffusion.ddim_step(x, noise, *given))
+
+        assert np.isfinite(jax.grad(total)(1.0))
+        np.testing.assert_allclose(jax.grad(total)(0.5), (total(0.501) - total(0.499)) / 0.002, rtol=1e-2)

@@ -33,8 +33,15 @@ def test_betas_by_hand():
     np.testing.assert_allclose(diffusion.cosine_betas(2), [1 - half, 0.999], rtol=1e-5)
 
 
+def test_the_linear_rule_of_very_few_steps_leads_beyond_variances():
+    betas = diffusion.linear_betas(10)
+    np.testing.assert_allclose(betas, np.linspace(0.01, 2.0, 10), rtol=1e-6)
+    with pytest.raises(ValueError, match="betas"):
+        diffusion.alpha_bars(betas)
+
+
 @pytest.mark.parametrize("betas", [diffusion.linear_betas, diffusion.scaled_linear_betas, diffusion.cosine_betas])
-@pytest.mark.parametrize("num_steps", [1, 2, 20, 1000])
+@pytest.mark.parametrize("num_steps", [1, 25, 1000])
 def test_betas_are_variances(betas, num_steps):
     values = np.asarray(betas(num_steps))
     assert values.shape == (num_steps,)
@@ -139,3 +146,10 @@ def test_gradients_are_finite_at_the_edge(function, edge):
 def test_bad_input(call, match):
     with pytest.raises(ValueError, match=match):
         call()
+
+
+@pytest.mark.parametrize("alpha_bar", [0.5, 0.9999, 0.99999, 0.9999999])
+def test_level_of_a_fraction_near_one(alpha_bar):
+    np.testing.assert_allclose(
+        diffusion.sigma_from_alpha_bar(alpha_bar), np.sqrt((1 - alpha_bar) / alpha_bar), rtol=1e-6
+    )
