@@ -122,25 +122,28 @@ def train(task: Task, split: Split, config: ml_collections.ConfigDict, workdir: 
                 state, rate, metrics = advance(interval, feed, state, step, target)
                 _check_finite(metrics["loss"], step, checkpoints.at(saved))
                 pending = _accumulate(pending, metrics)
-                step = target
+                step, finished = target, target == config.steps
+                evaluating, saving = (
+                    bool(period) and (finished or step % period == 0)
+                    for period in (config.evaluate_every, config.checkpoint.every)
+                )
 
                 means = {name: total / pending["count"] for name, total in pending["sums"].items()}
                 record: dict[str, float] = {}
                 display.advance(step, means["loss"], rate)
-                if step % config.log_every == 0 or step == config.steps:
+                if step % config.log_every == 0 or finished:
                     record = {"step": step, **means, "steps_per_second": rate}
                     display.line(step, means["loss"], rate)
                     pending = _nothing()
-                if config.evaluate_every and (step % config.evaluate_every == 0 or step == config.steps):
+                if evaluating:
                     measured = evaluate(task, state, config, workdir, step)
                     display.say(f"{label}  step {step}  " + "  ".join(f"{k} {v:.4g}" for k, v in measured.items()))
                     record = {"step": step, **means, **record, **measured}
                 if record:
                     records.write(record)
-                if step == config.steps or (config.evaluate_every and step % config.evaluate_every == 0):
+                if evaluating or finished:
                     pictures.write_curves(workdir / "curves.png", records.lines)
-                periodic = bool(config.checkpoint.every) and step % config.checkpoint.every == 0
-                if step == config.steps or periodic or stop.received:
+                if saving or finished or stop.received:
                     # A finite loss says nothing of the update made from it, and a bad state must not replace a good one.
                     if not is_finite(state):
                         raise UserError(
@@ -148,7 +151,7 @@ def train(task: Task, split: Split, config: ml_collections.ConfigDict, workdir: 
                         )
                     checkpoints.save(step, state, pending)
                     saved = step
-                if stop.received and step < config.steps:
+                if stop.received and not finished:
                     raise Stopped(
                         f"stopped by {stop.received.name} at step {step} of {config.steps}; saved "
                         f"{checkpoints.folder / str(step)}. The same command goes on from there",
