@@ -22,6 +22,7 @@ def base(task: str) -> ml_collections.ConfigDict:
     config.parallel = "jit"
     config.cache_dir = "runs/cache"  # runs that others need: feature networks, teachers, autoencoders
     config.ema_decay = 0.999
+    config.accumulate = 1  # parts of a batch that go through the network in turn, where memory is short
     config.optimizer = optimizer()
     return config
 

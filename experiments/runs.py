@@ -40,7 +40,11 @@ def prepare(config: ml_collections.ConfigDict) -> Run:
             raise RuntimeError(f"the {needed.task} run that this one needs has failed") from error
 
     loop.check_limits(config)
-    mesh.make(config.mesh, config.parallel, config.batch_size)  # refused now, before anything is trained
+    if config.accumulate < 1:
+        raise UserError(f"config.accumulate must be >= 1, got {config.accumulate}")
+    mesh.make(
+        config.mesh, config.parallel, config.batch_size, config.accumulate
+    )  # refused now, before anything is trained
     world = worlds.build(config.data, trained)
     worlds.check_batch(config.batch_size, world.train)
     return Run(config, world, tasks.build(config, world, trained))

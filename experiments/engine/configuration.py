@@ -14,6 +14,7 @@ from experiments.engine.errors import UserError
 # Fields that change what is written, when, or where it runs, but not the numbers of the run.
 INCIDENTAL = frozenset(
     {
+        "accumulate",
         "cache_dir",
         "checkpoint",
         "data.data_dir",

@@ -16,8 +16,8 @@ PARALLEL = ("jit",)
 SMALLEST_SPLIT = 1024  # values; a smaller array is on every device
 
 
-def make(sizes: Mapping[str, int], parallel: str, batch_size: int) -> Mesh:
-    """The mesh of a config."""
+def make(sizes: Mapping[str, int], parallel: str, batch_size: int, accumulate: int = 1) -> Mesh:
+    """The mesh of a config, whose batch goes through it in `accumulate` parts."""
     if parallel not in PARALLEL:
         raise unknown("config.parallel", parallel, PARALLEL)
     for axis in sizes:
@@ -37,8 +37,11 @@ def make(sizes: Mapping[str, int], parallel: str, batch_size: int) -> Mesh:
         raise UserError(f"config.mesh: {_told(wanted)} needs {given} devices, and there are {available}")
     shape = {axis: available // given if size == -1 else size for axis, size in wanted.items()}
     count = math.prod(shape.values())
-    if batch_size % count:
-        raise UserError(f"config.batch_size {batch_size} must be a multiple of the {count} devices of config.mesh")
+    if batch_size % (count * accumulate):
+        times = f" times config.accumulate {accumulate}" if accumulate > 1 else ""
+        raise UserError(
+            f"config.batch_size {batch_size} must be a multiple of the {count} devices of config.mesh{times}"
+        )
     # Auto: the compiler places what lies between the sharded batch and the state.
     axis_types = (AxisType.Auto,) * len(shape)
     return jax.make_mesh(tuple(shape.values()), tuple(shape), axis_types=axis_types, devices=jax.devices()[:count])

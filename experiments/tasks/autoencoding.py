@@ -4,7 +4,6 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import ml_collections
 import numpy as np
 from jax import Array
@@ -37,11 +36,11 @@ def build(config: ml_collections.ConfigDict, world: World, trained: Trained) -> 
         (flip_keys,) = common.step_keys(key, batch, 1)
         images = common.examples(world, batch, flip_keys)
 
-        def loss(params: Any) -> Array:
-            return jnp.mean(robust.mean_squared(model.apply(params, images)["reconstruction"], images))
+        def losses(params: Any, images: Array) -> tuple[Array, dict[str, Array]]:
+            return robust.mean_squared(model.apply(params, images)["reconstruction"], images), {}
 
-        value, gradients = jax.value_and_grad(loss)(state.params)
-        return common.apply_gradients(state, gradients, optimizer, config.ema_decay), {"loss": value}
+        means, gradients = common.mean_and_gradients(losses, state.params, images, config.accumulate)
+        return common.apply_gradients(state, gradients, optimizer, config.ema_decay), means
 
     @jax.jit
     def reconstruct(params: Any, raw: Array) -> tuple[Array, Array]:

@@ -34,14 +34,15 @@ def build(config: ml_collections.ConfigDict, world: World, trained: Trained) -> 
         dropout_keys, flip_keys = common.step_keys(key, batch, 2)
         images = common.examples(world, batch, flip_keys)
 
-        def loss(params: Any) -> tuple[Array, Array]:
-            logits = model.apply(params, images, keys=dropout_keys)["logits"]
-            losses = optax.losses.softmax_cross_entropy_with_integer_labels(logits, batch["label"])
-            return jnp.mean(losses), jnp.mean(jnp.argmax(logits, -1) == batch["label"])
+        def losses(params: Any, examples: tuple[Array, Array, Array]) -> tuple[Array, dict[str, Array]]:
+            images, labels, keys = examples
+            logits = model.apply(params, images, keys=keys)["logits"]
+            correct = (jnp.argmax(logits, -1) == labels).astype(jnp.float32)
+            return optax.losses.softmax_cross_entropy_with_integer_labels(logits, labels), {"accuracy": correct}
 
-        (value, accuracy), gradients = jax.value_and_grad(loss, has_aux=True)(state.params)
-        state = common.apply_gradients(state, gradients, optimizer, config.ema_decay)
-        return state, {"loss": value, "accuracy": accuracy}
+        examples = (images, batch["label"], dropout_keys)
+        means, gradients = common.mean_and_gradients(losses, state.params, examples, config.accumulate)
+        return common.apply_gradients(state, gradients, optimizer, config.ema_decay), means
 
     @jax.jit
     def predict(params: Any, raw: Array) -> Array:

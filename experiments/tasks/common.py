@@ -36,6 +36,7 @@ FIELDS = (  # of every config
     "parallel",
     "cache_dir",
     "ema_decay",
+    "accumulate",
     "optimizer.name",
     "optimizer.learning_rate",
     "optimizer.schedule",
@@ -97,6 +98,39 @@ def make_optimizer(config: ml_collections.ConfigDict, steps: int) -> optax.Gradi
 def initial_state(params: Any, optimizer: optax.GradientTransformation, *, teacher: bool = False) -> TrainState:
     """Step 0; average and teacher start at the parameters."""
     return TrainState(jnp.int32(0), params, optimizer.init(params), params, params if teacher else ())
+
+
+Losses = Callable[[Any, Any], tuple[Array, dict[str, Array]]]  # (params, examples) -> losses [B], {metric: [B]}
+
+
+def mean_and_gradients(losses: Losses, params: Any, examples: Any, parts: int) -> tuple[dict[str, Array], Any]:
+    """Means of the losses and metrics over a batch, and the gradients of the mean loss.
+
+    `examples` is a tree of arrays [B, ...]. With `parts` above 1 they go through the network that many in turn, for memory's
+    sake: the result is that of the whole batch, up to rounding.
+    """
+
+    def mean(params: Any, examples: Any) -> tuple[Array, dict[str, Array]]:
+        values, metrics = losses(params, examples)
+        return jnp.mean(values), {"loss": jnp.mean(values), **{name: jnp.mean(m) for name, m in metrics.items()}}
+
+    gradient = jax.grad(mean, has_aux=True)
+    if parts == 1:
+        gradients, means = gradient(params, examples)
+        return means, gradients
+
+    def deal(x: Array) -> Array:
+        # Every `parts`-th example: each part is then spread over the devices as the batch is.
+        return jnp.moveaxis(x.reshape(x.shape[0] // parts, parts, *x.shape[1:]), 1, 0)
+
+    def add(sums: Any, part: Any) -> tuple[Any, None]:
+        return jax.tree.map(jnp.add, sums, gradient(params, part)), None
+
+    dealt = jax.tree.map(deal, examples)
+    shapes = jax.eval_shape(gradient, params, jax.tree.map(lambda x: x[0], dealt))
+    zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
+    gradients, means = jax.tree.map(lambda x: x / parts, jax.lax.scan(add, zeros, dealt)[0])
+    return means, gradients
 
 
 def apply_gradients(

@@ -46,12 +46,14 @@ def build(config: ml_collections.ConfigDict, world: World, trained: Trained) -> 
         draw_level = lambda key: diffusion.sample_training_sigmas(key, (), mean=levels.mean, std=levels.std)  # noqa: E731
         sigma = jax.vmap(draw_level)(level_keys)
 
-        def loss(params: Any) -> Array:
-            denoise = _denoiser(model, params, levels.sigma_data, common.conditions(config, batch), dropout_keys)
-            return jnp.mean(diffusion.edm_loss(denoise, data, noise, sigma, sigma_data=levels.sigma_data))
+        def losses(params: Any, examples: Any) -> tuple[Array, dict[str, Array]]:
+            data, noise, sigma, labels, keys = examples
+            denoise = _denoiser(model, params, levels.sigma_data, labels, keys)
+            return diffusion.edm_loss(denoise, data, noise, sigma, sigma_data=levels.sigma_data), {}
 
-        value, gradients = jax.value_and_grad(loss)(state.params)
-        return common.apply_gradients(state, gradients, optimizer, config.ema_decay), {"loss": value}
+        examples = (data, noise, sigma, common.conditions(config, batch), dropout_keys)
+        means, gradients = common.mean_and_gradients(losses, state.params, examples, config.accumulate)
+        return common.apply_gradients(state, gradients, optimizer, config.ema_decay), means
 
     @jax.jit(static_argnums=(3, 4))
     def draw_block(params: Any, key: Array, first: Array, num: int, steps: int) -> Array:

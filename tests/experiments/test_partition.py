@@ -1,19 +1,22 @@
 """How a run is split over devices does not show in its numbers."""
 
+import re
+
 import jax
 import numpy as np
 import pytest
 
 from experiments import runs, tasks
 from experiments.engine import logs
+from experiments.engine.errors import UserError
 from tests.experiments.helpers import small
 
 STEPS = 50
 
 
-def losses(tmp_path, name, mesh):
+def losses(tmp_path, name, mesh, **fields):
     """The loss of every step of the digits config, with dropout, on a mesh."""
-    config = small("consistency/digits", batch_size=64, steps=STEPS, log_every=1, **{"model.dropout": 0.3})
+    config = small("consistency/digits", batch_size=64, steps=STEPS, log_every=1, **{"model.dropout": 0.3, **fields})
     config.mesh, config.cache_dir = mesh, str(tmp_path / "cache")
     run = runs.train(tasks.resolve(config), tmp_path / name)
     records = logs.read(tmp_path / name / "metrics.jsonl")
@@ -32,6 +35,24 @@ def test_meshes_agree(mesh, alone, tmp_path):
     np.testing.assert_allclose(split, alone[0], rtol=1e-4)
     kernel = run.state.params["block_0"]["first"]["kernel"]
     assert {shard.data.shape for shard in kernel.addressable_shards} == {(256 // mesh["fsdp"], 256)}
+
+
+def test_parts_of_a_batch_in_turn_agree_with_the_whole(alone, tmp_path):
+    parts, run = losses(tmp_path, "run", {"data": 2, "fsdp": 1}, accumulate=4)
+    np.testing.assert_allclose(parts, alone[0], rtol=1e-4)
+    # One step apart only by rounding.
+    np.testing.assert_allclose(parts[:2], alone[0][:2], rtol=1e-5)
+    assert run.config.accumulate == 4
+
+
+@pytest.mark.parametrize(
+    ("accumulate", "match"),
+    [(0, "config.accumulate must be >= 1"), (48, "2 devices of config.mesh times config.accumulate 48")],
+)
+def test_parts_must_fit_the_batch(accumulate, match):
+    config = small("consistency/digits", batch_size=64, steps=STEPS, accumulate=accumulate, **{"mesh.data": 2})
+    with pytest.raises(UserError, match=re.escape(match)):
+        runs.prepare(tasks.resolve(config))
 
 
 def test_a_run_goes_on_on_another_mesh(alone, tmp_path):

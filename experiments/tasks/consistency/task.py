@@ -76,22 +76,24 @@ def build(config: ml_collections.ConfigDict, world: World, trained: Trained) -> 
         scale = scale_of(data[0].size, pairs.num_levels)
         weight = weight_of(pairs.sigma_low, pairs.sigma_high)
 
-        def loss(params: Any) -> Array:
+        def losses(params: Any, examples: Any) -> tuple[Array, dict[str, Array]]:
+            data, noise, (sigma_low, sigma_high, level), weight, labels, keys = examples
             terms = Terms(
                 # The same dropout keys in both passes: student and teacher share their masks.
-                student=function(params, labels, dropout_keys),
-                teacher=function(state.teacher, labels, dropout_keys) if averaged else None,
+                student=function(params, labels, keys),
+                teacher=function(state.teacher, labels, keys) if averaged else None,
                 denoise=denoiser(labels) if denoiser else None,
                 data=data,
                 noise=noise,
-                pairs=pairs,
+                pairs=Pairs(sigma_low, sigma_high, level, pairs.num_levels),
                 c=scale,
                 distance=distance_of(scale),
                 weight=weight,
             )
-            return jnp.mean(loss_of(config, terms))
+            return loss_of(config, terms), {}
 
-        value, gradients = jax.value_and_grad(loss)(state.params)
+        examples = (data, noise, (pairs.sigma_low, pairs.sigma_high, pairs.level), weight, labels, dropout_keys)
+        means, gradients = common.mean_and_gradients(losses, state.params, examples, config.accumulate)
         state = common.apply_gradients(state, gradients, optimizer, config.ema_decay)
         if averaged:
             decay = consistency.teacher_decay(
@@ -99,7 +101,7 @@ def build(config: ml_collections.ConfigDict, world: World, trained: Trained) -> 
             )
             state = state._replace(teacher=optax.incremental_update(state.params, state.teacher, 1 - decay))
         return state, {
-            "loss": value,
+            **means,
             "gradient_norm": optax.tree.norm(gradients),
             "levels": pairs.num_levels.astype(jnp.float32),
         }

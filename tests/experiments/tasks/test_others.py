@@ -121,3 +121,17 @@ def test_gradients_are_clipped():
 def test_mistakes_in_a_config_are_named(name, overrides, match):
     with pytest.raises(UserError, match=match):
         runs.prepare(tasks.resolve(small(name, **overrides)))
+
+
+def test_gradients_of_parts_are_those_of_the_whole():
+    examples = (jnp.arange(12.0).reshape(12, 1), jax.random.split(jax.random.key(0), 12))
+
+    def losses(weight, examples):
+        x, keys = examples
+        noise = jax.vmap(jax.random.normal)(keys)
+        return (weight * x[:, 0] + noise) ** 2, {"noise": noise}
+
+    whole, parts = (jax.jit(common.mean_and_gradients, static_argnums=(0, 3))(losses, 0.5, examples, n) for n in (1, 4))
+    for ours, theirs in zip(jax.tree.leaves(parts), jax.tree.leaves(whole), strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=1e-6)
+    assert whole[0].keys() == {"loss", "noise"}
