@@ -22,7 +22,7 @@ def get_config() -> ml_collections.ConfigDict:
     config.evaluate_every = 2000
     config.checkpoint.every = 2000
     config.ema_decay = 0.999
-    # Ten times the data: with as many samples as digits the draw, not the model, decides between one step and two.
+    # Ten times the data: with fewer samples the draw can hide which of one step and two is better.
     config.evaluation = common.evaluation(classifier.get_config(), samples=17_970)
     config.evaluation.levels = ((80.0,), (80.0, SECOND_LEVEL))
     config.optimizer.learning_rate = common.from_method(float)

@@ -1,4 +1,4 @@
-"""Improved consistency training on MNIST (28x28) with a small U-Net, in under twenty minutes on two cores."""
+"""Improved consistency training on MNIST (28x28) with a small U-Net, in about twenty minutes on two cores."""
 
 import ml_collections
 

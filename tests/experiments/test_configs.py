@@ -76,11 +76,10 @@ def image_sets(tmp_path: pathlib.Path, name: str, size: int) -> str:
     return str(tmp_path)
 
 
-def trained(config: ml_collections.ConfigDict, tmp_path: pathlib.Path) -> list[dict]:
+def trained(config: ml_collections.ConfigDict) -> list[dict]:
     """What some steps of a large config log: its own network and settings, with a small batch."""
     config.batch_size, config.log_every, config.evaluate_every = 2, 1, 0
     config.checkpoint.every, config.mesh.data = 0, 1
-    # The curriculum of the whole run, of which the first steps are taken.
     run = runs.prepare(tasks.resolve(config))
     update = jax.jit(run.task.update, donate_argnums=0)
     state, records = jax.jit(run.task.init)(jax.random.key(0)), []
@@ -102,23 +101,23 @@ def check(records: list[dict]) -> None:
 def test_cifar10_takes_real_steps(tmp_path):
     config = config_of("consistency/cifar10")
     config.data.data_dir = image_sets(tmp_path, "cifar10", 32)
-    check(trained(config, tmp_path))
+    check(trained(config))
 
 
-def narrow_imagenet(tmp_path: pathlib.Path) -> ml_collections.ConfigDict:
+def imagenet(tmp_path: pathlib.Path) -> ml_collections.ConfigDict:
     config = config_of("consistency/imagenet64")
     config.data.data_dir = image_sets(tmp_path, "imagenet_resized/64x64", 64)
     return config
 
 
 def test_imagenet64_takes_real_steps_with_a_narrow_network(tmp_path):
-    config = narrow_imagenet(tmp_path)
+    config = imagenet(tmp_path)
     config.model.channels, config.model.head_channels, config.model.channel_multipliers = 16, 16, (1, 2)
     config.model.blocks_per_level = 1
-    check(trained(config, tmp_path))
+    check(trained(config))
 
 
 @pytest.mark.slow
 def test_imagenet64_takes_real_steps(tmp_path):
     """The network of 266 million parameters: 9 GB of memory and some minutes."""
-    check(trained(narrow_imagenet(tmp_path), tmp_path))
+    check(trained(imagenet(tmp_path)))
