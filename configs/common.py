@@ -16,10 +16,13 @@ def base(task: str) -> ml_collections.ConfigDict:
     config.steps = 1000
     config.log_every = 100
     config.evaluate_every = 1000  # 0: never
-    config.checkpoint = {"every": 1000, "keep": 3}  # every 0: only at the end
-    # Devices along each axis, -1: all that are left. The batch is split over both, the state over fsdp.
-    config.mesh = {"data": -1, "fsdp": 1}
-    config.parallel = "jit"
+    # every 0: only at the end. The newest `keep` stay, and the one with the least (or "max") value of the metric `best`.
+    config.checkpoint = {"every": 1000, "keep": 3, "best": "", "best_mode": "min"}
+    # Devices along each axis, -1: all that are left. The batch is split over data and fsdp, the state over fsdp, and dense
+    # and attention layers over model.
+    config.mesh = {"data": -1, "fsdp": 1, "model": 1}
+    config.parallel = "jit"  # or "pmap", which splits the batch alone
+    config.init_from = ""  # folder of a run whose averaged parameters this one starts from
     config.cache_dir = "runs/cache"  # runs that others need: feature networks, teachers, autoencoders
     config.ema_decay = 0.999
     config.accumulate = 1  # parts of a batch that go through the network in turn, where memory is short

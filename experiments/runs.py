@@ -2,7 +2,7 @@
 
 import contextlib
 import fcntl
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -10,7 +10,7 @@ import jax
 import ml_collections
 
 from experiments import tasks, worlds
-from experiments.engine import configuration, loop, mesh
+from experiments.engine import configuration, hosts, loop, mesh
 from experiments.engine.checkpoint import Checkpoints
 from experiments.engine.errors import UserError
 from experiments.engine.task import Task
@@ -42,9 +42,8 @@ def prepare(config: ml_collections.ConfigDict) -> Run:
     loop.check_limits(config)
     if config.accumulate < 1:
         raise UserError(f"config.accumulate must be >= 1, got {config.accumulate}")
-    mesh.make(
-        config.mesh, config.parallel, config.batch_size, config.accumulate
-    )  # refused now, before anything is trained
+    # Refused now, before anything is trained.
+    mesh.make(config.mesh, config.parallel, config.batch_size, config.accumulate)
     world = worlds.build(config.data, trained)
     worlds.check_batch(config.batch_size, world.train)
     return Run(config, world, tasks.build(config, world, trained))
@@ -55,7 +54,9 @@ def obtain(config: ml_collections.ConfigDict, cache_dir: Path) -> Run:
     config = tasks.resolve(config)
     config.cache_dir = str(cache_dir)
     workdir = cache_dir / f"{config.task}-{configuration.fingerprint(config)}"
-    return train(config, workdir, wait=True)
+    run = train(config, workdir, wait=True)
+    # On a host: what another program closes over must not be spread over processes.
+    return run._replace(state=jax.device_get(hosts.local(run.state))) if hosts.several() else run
 
 
 def train(config: ml_collections.ConfigDict, workdir: Path, *, wait: bool = False) -> Run:
@@ -64,15 +65,53 @@ def train(config: ml_collections.ConfigDict, workdir: Path, *, wait: bool = Fals
     Two processes never write one workdir: the second is refused, or with `wait` stands by until the first is done.
     """
     with _opened(config, workdir, wait=wait):
+        adopt = _adopting(Path(config.init_from), workdir) if config.init_from else None
         run = prepare(config)
         # Only now: a config that can't be run leaves nothing behind that would refuse its corrected form.
-        configuration.save(config, workdir)
-        return run._replace(state=loop.train(run.task, run.world.train, config, workdir, label=config.task))
+        if hosts.first():
+            configuration.save(config, workdir)
+        state = loop.train(run.task, run.world.train, config, workdir, label=config.task, adopt=adopt)
+        return run._replace(state=state)
+
+
+def _adopting(source: Path, workdir: Path) -> Callable[[Any], Any]:
+    """Gives a new state the averaged parameters of the newest checkpoint of another run."""
+    if source.absolute() == workdir.absolute():
+        raise UserError(f"--init_from {source} is the --workdir itself; a run goes on from its own checkpoints anyway")
+    if not (source / "checkpoints").is_dir():
+        raise UserError(f"--init_from {source} holds no checkpoint")
+
+    def adopt(state: Any) -> Any:
+        checkpoints = Checkpoints(source, keep=1, create=False)
+        step = checkpoints.newest()
+        if not step:
+            raise UserError(f"--init_from {source} holds no checkpoint")
+        places = jax.tree.map(lambda leaf: leaf.sharding, state.params)
+        params = checkpoints.restore_part(step, "average", state.params, places)
+        checkpoints.close()
+        return tasks.common.adopt(state, params)
+
+    return adopt
 
 
 @contextlib.contextmanager
 def _opened(config: ml_collections.ConfigDict, workdir: Path, *, wait: bool) -> Iterator[None]:
-    """A folder for this process alone; refuses that of another config or one that can't be written."""
+    """A folder for this run alone; refuses that of another config or one that can't be written."""
+    with contextlib.ExitStack() as stack:
+        refusal = None
+        if hosts.first():
+            try:
+                stack.enter_context(_locked(workdir, wait=wait))
+                if (workdir / "config.json").exists():
+                    configuration.check_same(config, workdir)
+            except UserError as error:
+                refusal = error
+        hosts.agree(refusal)
+        yield
+
+
+@contextlib.contextmanager
+def _locked(workdir: Path, *, wait: bool) -> Iterator[None]:
     try:
         workdir.mkdir(parents=True, exist_ok=True)
         lock = (workdir / ".lock").open("w")
@@ -86,8 +125,6 @@ def _opened(config: ml_collections.ConfigDict, workdir: Path, *, wait: bool) -> 
                 raise UserError(f"another process is training in {workdir}; choose another --workdir") from None
             print(f"waiting for another process that trains in {workdir}", flush=True)
             fcntl.flock(lock, fcntl.LOCK_EX)
-        if (workdir / "config.json").exists():
-            configuration.check_same(config, workdir)
         yield
 
 
@@ -100,18 +137,30 @@ def load_config(workdir: Path) -> ml_collections.ConfigDict:
         raise UserError(f"{workdir / 'config.json'} is corrupt: {error}") from None
 
 
-def restore(workdir: Path, *, evaluate: bool = True) -> Run:
-    """A run from its workdir, with the newest checkpoint. Without `evaluate` nothing is prepared to measure samples."""
+def restore(workdir: Path, *, evaluate: bool = True, best: bool = False) -> Run:
+    """A run from its workdir, with the newest checkpoint, or the best by its `checkpoint.best`.
+
+    Without `evaluate` nothing is prepared to measure samples.
+    """
     config = load_config(workdir)
     if not (workdir / "checkpoints").is_dir():
         raise UserError(f"{workdir} holds no checkpoint yet; train it with experiments.train")
-    checkpoints = Checkpoints(workdir, keep=config.checkpoint.keep)
+    checkpoints = loop.open_checkpoints(config, workdir)
     if not checkpoints.newest():
         raise UserError(f"{workdir} holds no checkpoint yet; train it with experiments.train")
+    step = checkpoints.best_step()
+    if best and step is None:
+        raise UserError(
+            f"{workdir} kept no best checkpoint: its config has no checkpoint.best, or nothing was evaluated"
+        )
     if not evaluate:
         config.evaluate_every = 0
     run = prepare(config)
     devices = mesh.make(config.mesh, config.parallel, config.batch_size)
-    _, state, _ = loop.starting_state(run.task, config, checkpoints, devices, set_aside=False)
+    if best and step:
+        abstract = jax.eval_shape(run.task.init, jax.random.key(0))
+        state, _ = checkpoints.restore(step, abstract, mesh.state_sharded(devices, abstract, run.task.axes))
+    else:
+        _, state, _ = loop.starting_state(run.task, config, checkpoints, devices, set_aside=False)
     checkpoints.close()
     return run._replace(state=jax.block_until_ready(state))

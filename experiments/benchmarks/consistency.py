@@ -94,8 +94,9 @@ def _loop_overhead(subject: Subject) -> float:
     task, config = subject.task, subject.config
     steps = subject.updates * 4
     devices = mesh.make(config.mesh, "jit", config.batch_size)
-    feed = loop.Feed(subject.world.train, devices, 0, config.batch_size, 0, 10**6)
-    interval = loop.make_interval(task, jax.random.key(1), feed.fetch)
+    config.log_every, config.steps = steps, 10**6
+    feed = loop.Feed(subject.world.train, devices, config, 0)
+    interval, key = loop.make_interval(task, feed.fetch, devices, config.parallel), jax.random.key(1)
 
     def scan(state: Any, batch: Any, key: Any) -> Any:
         return jax.lax.scan(lambda state, key: task.update(state, batch, key), state, jax.random.split(key, steps))
@@ -116,7 +117,7 @@ def _loop_overhead(subject: Subject) -> float:
 
         def whole() -> None:
             nonlocal step
-            states[1], _, host = loop.advance(interval, feed, states[1], step, step + steps)
+            states[1], _, host = loop.advance(interval, feed, states[1], key, step, steps)
             step += steps
             means = {name: float(np.mean(values)) for name, values in host.items()}
             records.write({"step": step, **means})

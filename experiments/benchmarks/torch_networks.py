@@ -93,12 +93,12 @@ def unet(config: ml_collections.ConfigDict) -> Network:
         scale, shift = _linear(p["modulation"]["dense"], embedding)[:, :, None, None].chunk(2, dim=1)
         h = convolution(p["second"], F.silu(norm(p["norm_out"], h) * (1 + scale) + shift))
         h = h + (convolution(p["shortcut"], x) if "shortcut" in p else x)
-        if "query_key_value" not in p:
+        if "attend" not in p:
             return h
         tokens = norm(p["norm_attention"], h).flatten(2).transpose(1, 2)
         heads = tokens.shape[2] // config.head_channels if config.head_channels else 1
-        split = [t.unflatten(2, (heads, -1)).transpose(1, 2) for t in _linear(p["query_key_value"], tokens).chunk(3, 2)]
-        mixed = F.scaled_dot_product_attention(*split).transpose(1, 2).flatten(2)
+        by_head = _linear(p["attend"], tokens).unflatten(2, (heads, -1)).transpose(1, 2)
+        mixed = F.scaled_dot_product_attention(*by_head.chunk(3, 3)).transpose(1, 2).flatten(2)
         return h + _linear(p["project"], mixed).transpose(1, 2).reshape(h.shape)
 
     def apply(p: Params, x: torch.Tensor, c_noise: torch.Tensor) -> torch.Tensor:

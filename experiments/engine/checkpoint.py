@@ -1,8 +1,10 @@
 """The whole state of a run, saved by orbax in the background and whole or not at all."""
 
 import logging
+import shutil
 import sys
 from pathlib import Path
+from types import TracebackType
 from typing import Any
 
 import jax
@@ -10,17 +12,22 @@ import jax.numpy as jnp
 import orbax.checkpoint as ocp
 from jax import Array
 from jax.sharding import Sharding
+from orbax.checkpoint import checkpoint_managers
 
+from experiments.engine import hosts
+from experiments.engine import mesh as meshes
 from experiments.engine.errors import UserError
+from experiments.engine.stopping import Stopped
 
 # orbax tells the user of each of its inner steps; what matters comes as an exception.
 logging.getLogger("absl").setLevel(logging.CRITICAL)
 
-FORMAT = 1  # of what lies beside the state; a larger number in a checkpoint was written by a newer version
+FORMAT = 2  # of what lies beside the state (1: digests without paths); a larger number was written by a newer version
 GOLDEN = 0x9E3779B1  # an odd constant that spreads neighbouring positions over all bits
+LISTED = 8  # differing leaves that an error names
+MODES = ("max", "min")
 
 
-@jax.jit
 def _digest(state: Any) -> Array:
     """uint32 for each leaf, from all its bits and their places: a flipped bit on a disk shows as another number."""
 
@@ -33,48 +40,170 @@ def _digest(state: Any) -> Array:
     return jnp.array([of(leaf) for leaf in jax.tree.leaves(state)], jnp.uint32)
 
 
-class Checkpoints:
-    """`workdir/checkpoints`: the newest `keep` states, each with what the host must remember."""
+def _digests(state: Any) -> dict[str, int]:
+    """The digest of each leaf by its path."""
+    return dict(zip(_by_path(state), meshes.on_host(_digest, state).tolist(), strict=True))
 
-    def __init__(self, workdir: Path, *, keep: int, create: bool = True):
+
+def _by_path(tree: Any) -> dict[str, Any]:
+    """Leaves by a path that is the same for a named tuple and for the nested dict that is stored of it."""
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    return {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in leaves}
+
+
+def _reason(error: BaseException) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0][:200]
+
+
+class Checkpoints:
+    """`workdir/checkpoints`: the newest `keep` states, each with what the host must remember.
+
+    Where `best` names a metric, the state with its best value (`best_mode` "min" or "max") is kept beside them.
+    """
+
+    def __init__(self, workdir: Path, *, keep: int, best: str = "", best_mode: str = "min", create: bool = True):
         self.folder = (workdir / "checkpoints").absolute()
+        self.keep, self.best = keep, best
         options = ocp.CheckpointManagerOptions(max_to_keep=keep, create=create)
+        if best:
+
+            def measured(metrics: Any) -> float:
+                return float(metrics[best])
+
+            preserved = checkpoint_managers.AnyPreservationPolicy(
+                [
+                    checkpoint_managers.LatestN(n=keep),
+                    checkpoint_managers.BestN(
+                        get_metric_fn=measured, reverse=best_mode == "min", n=1, keep_checkpoints_without_metrics=False
+                    ),
+                ]
+            )
+            options = ocp.CheckpointManagerOptions(
+                preservation_policy=preserved, best_fn=measured, best_mode=best_mode, create=create
+            )
         self._manager = ocp.CheckpointManager(self.folder, options=options)
+        self._writing = 0  # step of the save that runs in the background
 
     def newest(self) -> int | None:
         """Step of the newest whole checkpoint."""
         return self._manager.latest_step()
 
+    def best_step(self) -> int | None:
+        """Step of the checkpoint with the best metric; None where none was measured."""
+        return self._manager.best_step() if self.best else None
+
+    def steps(self) -> list[int]:
+        return sorted(self._manager.all_steps())
+
     def at(self, step: int) -> str:
         """Where the newest good state lies, in words; step 0: nowhere yet."""
         return f"last good checkpoint: {self.folder / str(step)}" if step else "no checkpoint was made yet"
 
-    def save(self, step: int, state: Any, host: dict[str, Any]) -> None:
-        """Starts saving; training goes on while the bytes are written."""
-        beside = {"format": FORMAT, "digest": _digest(state).tolist(), "host": host}
+    def check_space(self, state: Any, saves: int) -> None:
+        """Refuses a run whose checkpoints, `saves` more of them, the disk can't hold.
+
+        Raises:
+          UserError: with the bytes needed and free.
+        """
+        each = sum(leaf.nbytes for leaf in jax.tree.leaves(state))
+        # An old one goes when the next is whole.
+        most = self.keep + 1 + bool(self.best)
+        more = max(1, min(saves, most - len(self.steps())))
+        free = shutil.disk_usage(self.folder).free
+        if free < more * each:
+            raise UserError(
+                f"{self.folder} has {_megabytes(free)} free, and {more} checkpoints of {_megabytes(each)} are to come: "
+                "free some space, lower config.checkpoint.keep, or choose another --workdir"
+            )
+
+    def save(self, step: int, state: Any, host: dict[str, Any], metrics: dict[str, float] | None = None) -> None:
+        """Starts saving; training goes on while the bytes are written.
+
+        Raises:
+          UserError: this save, or the one before, can't be written. Older checkpoints are as they were.
+        """
+        beside = {"format": FORMAT, "digest": _digests(state), "host": host}
         arguments = ocp.args.Composite(state=ocp.args.StandardSave(state), host=ocp.args.JsonSave(beside))
-        self._manager.save(step, args=arguments, force=True)
+        try:
+            self._manager.wait_until_finished()
+            self._writing = step
+            self._manager.save(step, args=arguments, metrics=metrics if self.best else None, force=True)
+        except Exception as error:
+            raise self._not_written(error) from error
+
+    def _not_written(self, error: Exception) -> UserError:
+        whole = [step for step in self._manager.all_steps(read=True) if step != self._writing]
+        return UserError(
+            f"checkpoint {self.folder / str(self._writing)} can't be written ({_reason(error)}); "
+            f"{self.at(max(whole, default=0))}"
+        )
 
     def restore(self, step: int, like: Any, shardings: Any) -> tuple[Any, dict[str, Any]]:
         """State and host data of a step; `like` gives shapes and types, `shardings` (one, or a tree) the places."""
-        if isinstance(shardings, Sharding):
-            shardings = jax.tree.map(lambda _: shardings, like)
-        abstract = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), like, shardings)
+        abstract = _abstract(like, shardings)
         arguments = ocp.args.Composite(state=ocp.args.StandardRestore(abstract), host=ocp.args.JsonRestore())
         where = self.folder / str(step)
         try:
             restored = self._manager.restore(step, args=arguments)
-            written = int(restored.host["format"])
-            if written <= FORMAT and _digest(restored.state).tolist() != restored.host["digest"]:
+            self._check_format(step, restored.host)
+            ours, theirs = _digests(restored.state), restored.host["digest"]
+            if list(ours.values()) != (list(theirs.values()) if isinstance(theirs, dict) else theirs):
                 raise ValueError("its bytes are not those that were written")
+        except UserError:
+            raise
         except Exception as error:
-            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-            raise UserError(f"checkpoint {where} can't be read ({reason[:200]})") from error
-        if written > FORMAT:
-            raise UserError(
-                f"checkpoint {where} has format {written}, made by a newer version that knows how to read it"
-            )
+            raise UserError(f"checkpoint {where} can't be read ({_reason(error)})") from error
         return restored.state, restored.host["host"]
+
+    def _check_format(self, step: int, beside: Any) -> None:
+        if int(beside["format"]) > FORMAT:
+            raise UserError(
+                f"checkpoint {self.folder / str(step)} has format {beside['format']}, "
+                "made by a newer version that knows how to read it"
+            )
+
+    def restore_part(self, step: int, part: str, like: Any, shardings: Any) -> Any:
+        """One field of the state, whatever task it is of: `part` names it, `like` and `shardings` are trees of its leaves.
+
+        Raises:
+          UserError: it can't be read, or has other leaves or shapes, which are listed.
+        """
+        where = self.folder / str(step)
+        try:
+            stored = self._manager.item_metadata(step)["state"].get(part, {})
+            there = {path: tuple(leaf.shape) for path, leaf in _by_path(stored).items()}
+        except Exception as error:
+            raise UserError(f"checkpoint {where} can't be read ({_reason(error)})") from error
+        here = {path: tuple(leaf.shape) for path, leaf in _by_path(like).items()}
+        differing = [
+            f"{path}: {there.get(path, 'absent')} there, {here.get(path, 'absent')} here"
+            for path in sorted(there.keys() | here.keys())
+            if there.get(path) != here.get(path)
+        ]
+        if differing:
+            more = f"; and {len(differing) - LISTED} more" if len(differing) > LISTED else ""
+            raise UserError(
+                f"the parameters of checkpoint {where} are not those of this config's network. "
+                f"Differing leaves: {'; '.join(differing[:LISTED])}{more}"
+            )
+        abstract = {part: _abstract(like, shardings)}
+        places = ocp.checkpoint_utils.construct_restore_args(abstract)
+        arguments = ocp.args.Composite(
+            state=ocp.args.PyTreeRestore(item=abstract, restore_args=places, partial_restore=True),
+            host=ocp.args.JsonRestore(),
+        )
+        try:
+            restored = self._manager.restore(step, args=arguments)
+            self._check_format(step, restored.host)
+            written = restored.host["digest"]
+            ours = _digests(restored.state)
+            if isinstance(written, dict) and ours != {path: written[path] for path in ours}:
+                raise ValueError("its bytes are not those that were written")
+        except UserError:
+            raise
+        except Exception as error:
+            raise UserError(f"checkpoint {where} can't be read ({_reason(error)})") from error
+        return restored.state[part]
 
     def restore_newest(self, like: Any, shardings: Any, *, set_aside: bool) -> tuple[int, Any, dict[str, Any]] | None:
         """Step, state and host data of the newest checkpoint that can be read, with a warning where it is not the newest.
@@ -85,7 +214,7 @@ class Checkpoints:
           UserError: there are checkpoints, and none can be read.
         """
         failures: list[tuple[int, UserError]] = []
-        for step in sorted(self._manager.all_steps(), reverse=True):
+        for step in reversed(self.steps()):
             try:
                 state, host = self.restore(step, like, shardings)
             except UserError as error:
@@ -93,8 +222,10 @@ class Checkpoints:
                 continue
             for bad, failure in failures:
                 print(f"warning: {failure}; going on from {self.folder / str(step)}", file=sys.stderr, flush=True)
-                if set_aside:
+                if set_aside and hosts.first():
                     self._set_aside(bad)
+            if failures:
+                self._manager.reload()
             return step, state, host
         if failures:
             others = f" nor any of the {len(failures) - 1} before it" if len(failures) > 1 else ""
@@ -107,9 +238,36 @@ class Checkpoints:
             number += 1
             target = self.folder.parent / f"damaged_checkpoint_{step}_{number}"
         (self.folder / str(step)).rename(target)
-        self._manager.reload()
+
+    def __enter__(self) -> "Checkpoints":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        # What is being written waits for all processes, and after an error some may have gone.
+        if kind is None or issubclass(kind, Stopped) or not hosts.several():
+            self.close()
 
     def close(self) -> None:
-        """Waits until what was started is written."""
-        self._manager.wait_until_finished()
-        self._manager.close()
+        """Waits until what was started is written.
+
+        Raises:
+          UserError: it can't be written.
+        """
+        try:
+            self._manager.wait_until_finished()
+        except Exception as error:
+            raise self._not_written(error) from error
+        finally:
+            self._manager.close()
+
+
+def _abstract(like: Any, shardings: Any) -> Any:
+    if isinstance(shardings, Sharding):
+        shardings = jax.tree.map(lambda _: shardings, like)
+    return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), like, shardings)
+
+
+def _megabytes(count: int) -> str:
+    return f"{count / 1e9:,.1f} GB" if count >= 1e9 else f"{count / 1e6:,.1f} MB"

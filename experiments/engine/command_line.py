@@ -77,6 +77,14 @@ def _first_line(error: BaseException) -> str:
     return (_text(error) or type(error).__name__).splitlines()[0]
 
 
+def _underscored(argument: str) -> str:
+    """--num-processes as well as --num_processes; paths of config fields and values stay."""
+    name, equals, value = argument.partition("=")
+    if not name.startswith("--") or name.startswith("--config"):
+        return argument
+    return "--" + name[2:].replace("-", "_") + equals + value
+
+
 def run(main: Callable[[], None], *, required: Sequence[str] = (), positional: bool = False) -> None:
     """Parses the flags and calls `main`; what the user can mend ends in one line and exit code 2.
 
@@ -87,19 +95,46 @@ def run(main: Callable[[], None], *, required: Sequence[str] = (), positional: b
             print((sys.modules["__main__"].__doc__ or "").strip())
             return
         if not positional:
-            _parse(sys.argv, required)
+            _parse([sys.argv[0], *map(_underscored, sys.argv[1:])], required)
         main()
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
-        sys.exit(EXIT_USAGE)
+        _exit(EXIT_USAGE)
     except Stopped as stopped:
         print(stopped, file=sys.stderr)
         sys.exit(EXIT_SIGNAL + stopped.number)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
-        sys.exit(EXIT_INTERRUPTED)
+        _exit(EXIT_INTERRUPTED)
     except BrokenPipeError:
         # The reader of a pipe has gone (`| head`): nothing is left to say.
         with contextlib.suppress(OSError):
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(EXIT_FAILED)
+    except Exception as error:
+        if not _lost_others(error):
+            raise
+        from experiments.engine import hosts
+
+        print(hosts.GONE.format(what=_first_line(error)[:200]), file=sys.stderr)
+        _exit(EXIT_FAILED)
+
+
+def _lost_others(error: Exception) -> bool:
+    """Whether this is one of several processes, and the error what JAX raises when another has gone."""
+    if "jax" not in sys.modules:
+        return False
+    import jax
+
+    from experiments.engine import hosts
+
+    causes: list[BaseException | None] = [error, error.__cause__, error.__context__]
+    return any(isinstance(cause, jax.errors.JaxRuntimeError) for cause in causes) and hosts.several()
+
+
+def _exit(code: int) -> None:
+    if "jax" in sys.modules:
+        from experiments.engine import hosts
+
+        hosts.leave(code)
+    sys.exit(code)

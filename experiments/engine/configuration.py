@@ -26,6 +26,20 @@ INCIDENTAL = frozenset(
     }
 )
 
+# Fields that configs of older runs lack, with what they mean where they are not given.
+ADDED: dict[str, Any] = {"accumulate": 1, "checkpoint.best": "", "checkpoint.best_mode": "min", "init_from": ""}
+
+
+def complete(config: ml_collections.ConfigDict) -> None:
+    """Adds the fields of ADDED that a config lacks."""
+    for path, value in ADDED.items():
+        *sections, field = path.split(".")
+        holder: Any = config
+        for name in sections:
+            holder = holder.get(name, None) if isinstance(holder, ml_collections.ConfigDict) else None
+        if isinstance(holder, ml_collections.ConfigDict) and field not in holder:
+            holder[field] = value
+
 
 def plain(config: ml_collections.ConfigDict) -> dict[str, Any]:
     """The config as JSON data (tuples become lists)."""
@@ -42,16 +56,17 @@ def flatten(tree: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
             yield path, value
 
 
-def _incidental(path: str) -> bool:
+def _changes_nothing(path: str, value: Any) -> bool:
     parts = path.split(".")
-    tails = {".".join(parts[i:j]) for i in range(len(parts)) for j in range(i + 1, len(parts) + 1)}
-    return bool(tails & INCIDENTAL)
+    inner = {".".join(parts[i:j]) for i in range(len(parts)) for j in range(i + 1, len(parts) + 1)}
+    ends = {".".join(parts[i:]) for i in range(len(parts))}
+    return bool(inner & INCIDENTAL) or any(ADDED[end] == value for end in ends & ADDED.keys())
 
 
 def computation(config: ml_collections.ConfigDict | dict[str, Any]) -> dict[str, Any]:
     """The fields, by dotted path, that change the numbers of a run."""
     tree = config if isinstance(config, dict) else plain(config)
-    return {path: value for path, value in flatten(tree) if not _incidental(path)}
+    return {path: value for path, value in flatten(tree) if not _changes_nothing(path, value)}
 
 
 def fingerprint(config: ml_collections.ConfigDict) -> str:

@@ -1,6 +1,7 @@
 """The training loop: compiled intervals of many steps, and between them logs, evaluations and checkpoints."""
 
 import math
+import signal
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -13,18 +14,20 @@ import numpy as np
 from jax import Array
 from jax.sharding import Mesh
 
+from experiments.engine import hosts, parts
 from experiments.engine import mesh as meshes
-from experiments.engine import pictures
-from experiments.engine.checkpoint import Checkpoints
-from experiments.engine.errors import UserError
-from experiments.engine.logs import Display, Records
+from experiments.engine.checkpoint import MODES, Checkpoints
+from experiments.engine.errors import UserError, unknown
 from experiments.engine.pipeline import Order, stream
+from experiments.engine.report import Report
 from experiments.engine.stopping import Stopped, StopRequest
-from experiments.engine.task import Batch, State, Task
+from experiments.engine.task import Batch, Panels, State, Task
 from experiments.worlds import Split
 
 INIT, TRAIN, EVALUATE, SAMPLE = range(4)  # streams of random numbers of one seed
 READ_THREADS = 4
+SELECTION_BYTES = 2**26  # of indices or streamed batches that a process sends for one interval
+INTERVAL_SECONDS = 2.0  # after which the host looks for signals again
 ADVICE = "Lower config.optimizer.learning_rate or look at the data"
 
 
@@ -33,52 +36,103 @@ def stream_key(config: ml_collections.ConfigDict, stream_index: int) -> Array:
     return jax.random.fold_in(jax.random.key(config.seed), stream_index)
 
 
-def make_interval(
-    task: Task, key: Array, fetch: Callable[[Any, Any], Batch], shardings: Any = None
-) -> Callable[..., Any]:
-    """`interval(state, data, selections) -> (state, metrics [steps])`: one compiled scan; the state is donated.
+def make_interval(task: Task, fetch: Callable[[Any, Any], Batch], mesh: Mesh, parallel: str) -> Callable[..., Any]:
+    """`interval(state, data, key, first_step, count, selections) -> (state, metrics [N])`: `count` steps, compiled once.
 
-    The state stays where `shardings`, a tree like it, puts it. Random numbers of a step come from the key folded with the
-    step, so that intervals may be cut anywhere.
+    `selections` has room for N >= count steps, and only the first `count` metrics are meaningful. The state is donated and
+    stays where RULES put it. Random numbers of a step come from the key folded with the step, so that intervals may be cut
+    anywhere.
     """
 
-    def interval(state: State, data: Any, first_step: Array, selections: Any) -> tuple[State, dict[str, Array]]:
-        def step(carry: tuple[State, Array], selection: Any) -> tuple[tuple[State, Array], dict[str, Array]]:
-            state, number = carry
-            state, metrics = task.update(state, fetch(data, selection), jax.random.fold_in(key, number))
-            return (state, number + 1), metrics
+    def interval(state: State, data: Any, key: Array, first_step: Array, count: Array, selections: Any) -> Any:
+        def step(state: State, index: Any) -> tuple[State, dict[str, Array]]:
+            selection = jax.tree.map(lambda x: x[index], selections)
+            return task.update(state, fetch(data, selection), jax.random.fold_in(key, first_step + index))
 
-        (state, _), metrics = jax.lax.scan(step, (state, first_step), selections)
-        return state, metrics
+        def body(index: Any, carry: tuple[State, dict[str, Array]]) -> tuple[State, dict[str, Array]]:
+            state, recorded = carry
+            state, metrics = step(state, index)
+            return state, {name: recorded[name].at[index].set(value) for name, value in metrics.items()}
 
-    return jax.jit(interval, donate_argnums=0, out_shardings=(shardings, None))
+        room = jax.tree.leaves(selections)[0].shape[0]
+        shapes = jax.eval_shape(step, state, 0)[1]
+        empty = {name: jnp.zeros((room, *metric.shape), metric.dtype) for name, metric in shapes.items()}
+        # The number of steps is an argument: an interval of another length compiles nothing.
+        return jax.lax.fori_loop(0, count, body, (state, empty))
+
+    if parallel == meshes.PMAP:
+        return jax.pmap(
+            interval,
+            axis_name=parts.AXIS,
+            in_axes=(None, None, None, None, None, 1),
+            out_axes=None,
+            donate_argnums=0,
+            devices=list(mesh.devices.flat),
+        )
+    stays = jax.eval_shape(task.init, jax.eval_shape(jax.random.key, 0))
+    shardings = meshes.state_sharded(mesh, stays, task.axes)
+    return jax.jit(interval, donate_argnums=0, out_shardings=(shardings, meshes.replicated(mesh)))
 
 
 class Feed:
-    """Selections for the compiled interval: indices into data on the device, or batches streamed from disk."""
+    """Selections for the compiled interval: indices into data on the devices, or batches streamed from disk.
 
-    def __init__(self, split: Split, mesh: Mesh, seed: int, batch_size: int, first_step: int, steps: int):
-        self.order = Order(seed, len(split), batch_size)
+    `room` is how many steps they hold; a process reads and sends only the examples of its own devices.
+    """
+
+    def __init__(self, split: Split, mesh: Mesh, config: ml_collections.ConfigDict, first_step: int):
+        self.order = Order(config.seed, len(split), config.batch_size)
         self.sharding = meshes.batch_sharded(mesh, axis=1)
+        self.devices = mesh.size if config.parallel == meshes.PMAP else 0
         self._batches: Iterator[dict[str, np.ndarray]] | None = None
         if split.examples is not None:
-            self.data = jax.device_put(dict(split.examples), meshes.replicated(mesh))
+            self.data = {name: meshes.place(x, meshes.replicated(mesh)) for name, x in split.examples.items()}
+            step_bytes = self.order.batches(0, 1).nbytes
         else:
             self.data = {}
-            self._batches = stream(split.read, self.order, first_step, steps, threads=READ_THREADS)
+            self._rows = meshes.rows_here(meshes.batch_sharded(mesh, axis=0), config.batch_size)
+            read = stream(split.read, self.order, first_step, config.steps, rows=self._rows, threads=READ_THREADS)
+            step_bytes = sum(x.nbytes for x in split.read(np.arange(1)).values()) * len(self._rows)
+            self._batches = read
+        self.room = max(1, min(config.log_every, config.steps, SELECTION_BYTES // step_bytes))
 
-    def selections(self, first_step: int, num_steps: int) -> Any:
-        """What `fetch` turns into the batches of those steps, sharded along the batch."""
+    def selections(self, first_step: int, count: int) -> Any:
+        """What `fetch` turns into the batches of `count` steps, split along the batch; room for `room` steps."""
         if self._batches is None:
-            return jax.device_put(self.order.batches(first_step, num_steps), self.sharding)
-        taken = [next(self._batches) for _ in range(num_steps)]
-        return jax.device_put({name: np.stack([t[name] for t in taken]) for name in taken[0]}, self.sharding)
+            indices = self.order.batches(first_step, count)
+            return self._placed(np.pad(indices, ((0, self.room - count), (0, 0))))
+        taken = [next(self._batches) for _ in range(count)]
+        taken += [taken[-1]] * (self.room - count)
+        return {name: self._placed(np.stack([t[name] for t in taken]), self._rows) for name in taken[0]}
+
+    def _placed(self, values: np.ndarray, rows: np.ndarray | None = None) -> Any:
+        if self.devices:
+            return values.reshape(values.shape[0], self.devices, -1, *values.shape[2:])
+        return meshes.place(values, self.sharding, axis=1, rows=rows, length=self.order.batch_size)
 
     def fetch(self, data: Any, selection: Any) -> Batch:
         """The batch of one step, inside the compiled interval."""
         batch = jax.tree.map(lambda values: values[selection], data) if data else dict(selection)
         size = next(iter(batch.values())).shape[0]
-        return {**batch, "index": jnp.arange(size, dtype=jnp.int32)}
+        return {**batch, "index": parts.positions(size)}
+
+
+class Pace:
+    """How long intervals are: short enough to hear a signal soon, long enough to keep the devices busy.
+
+    All processes of a run decide alike.
+    """
+
+    def __init__(self, room: int):
+        self.room, self.wish = room, 1  # the first interval compiles, and tells nothing of speed
+
+    def next(self, step: int, boundary: int, heard: int) -> tuple[int, int]:
+        """Steps of the next interval, and the signal that one of the processes has heard, 0 for none."""
+        said = hosts.gathered(np.array([min(self.wish, self.room, boundary - step), heard], np.int32))
+        return int(said[:, 0].min()), int(said[:, 1].max())
+
+    def took(self, steps: int, seconds: float) -> None:
+        self.wish = max(1, min(4 * steps, int(steps * INTERVAL_SECONDS / max(seconds, 1e-6))))
 
 
 def _next_boundary(step: int, config: ml_collections.ConfigDict) -> int:
@@ -92,106 +146,166 @@ def check_limits(config: ml_collections.ConfigDict) -> None:
     for name, low in (("batch_size", 1), ("steps", 1), ("log_every", 1), ("evaluate_every", 0), ("seed", 0)):
         if config[name] < low:
             raise UserError(f"config.{name} must be >= {low}, got {config[name]}")
-    if config.checkpoint.every < 0:
-        raise UserError(f"config.checkpoint.every must be >= 0 (0: only at the end), got {config.checkpoint.every}")
-    if config.checkpoint.keep < 1:
-        raise UserError(f"config.checkpoint.keep must be >= 1, got {config.checkpoint.keep}")
+    checkpoint = config.checkpoint
+    if checkpoint.every < 0:
+        raise UserError(f"config.checkpoint.every must be >= 0 (0: only at the end), got {checkpoint.every}")
+    if checkpoint.keep < 1:
+        raise UserError(f"config.checkpoint.keep must be >= 1, got {checkpoint.keep}")
+    if checkpoint.get("best_mode", "min") not in MODES:
+        raise unknown("config.checkpoint.best_mode", checkpoint.best_mode, MODES)
+    if checkpoint.get("best", "") and not config.evaluate_every:
+        raise UserError(
+            f"config.checkpoint.best {checkpoint.best!r} is measured by evaluations: set config.evaluate_every"
+        )
 
 
-def train(task: Task, split: Split, config: ml_collections.ConfigDict, workdir: Path, label: str) -> State:
-    """Trains `task` to `config.steps` in `workdir`, from its newest checkpoint if it has one."""
+def open_checkpoints(config: ml_collections.ConfigDict, workdir: Path) -> Checkpoints:
+    checkpoint = config.checkpoint
+    best, mode = checkpoint.get("best", ""), checkpoint.get("best_mode", "min")
+    return Checkpoints(workdir, keep=checkpoint.keep, best=best, best_mode=mode)
+
+
+def train(
+    task: Task,
+    split: Split,
+    config: ml_collections.ConfigDict,
+    workdir: Path,
+    label: str,
+    adopt: Callable[[State], State] | None = None,
+) -> State:
+    """Trains `task` to `config.steps` in `workdir`, from its newest checkpoint if it has one.
+
+    A state that is new goes through `adopt` first.
+    """
     mesh = meshes.make(config.mesh, config.parallel, config.batch_size)
-    checkpoints = Checkpoints(workdir, keep=config.checkpoint.keep)
-    start, state, pending = starting_state(task, config, checkpoints, mesh, set_aside=True)
+    checkpoints = open_checkpoints(config, workdir)
+    start, state, pending = starting_state(task, config, checkpoints, mesh, set_aside=True, adopt=adopt)
     if start >= config.steps:
         checkpoints.close()
         return state
 
-    feed = Feed(split, mesh, config.seed, config.batch_size, start, config.steps)
-    shardings = meshes.state_sharded(mesh, state)
-    interval = make_interval(task, stream_key(config, TRAIN), feed.fetch, shardings)
-    records = Records(workdir, start)
-    display = Display(config.steps, start, label)
-    if start:
-        display.say(f"resuming {workdir} at step {start}")
-    try:
-        step = saved = start
-        with StopRequest() as stop:
-            while step < config.steps:
-                target = _next_boundary(step, config)
-                state, rate, metrics = advance(interval, feed, state, step, target)
-                _check_finite(metrics["loss"], step, checkpoints.at(saved))
-                pending = _accumulate(pending, metrics)
-                step, finished = target, target == config.steps
-                evaluating, saving = (
-                    bool(period) and (finished or step % period == 0)
-                    for period in (config.evaluate_every, config.checkpoint.every)
-                )
+    every = config.checkpoint.every
+    checkpoints.check_space(state, saves=math.ceil((config.steps - start) / every) if every else 1)
+    feed = Feed(split, mesh, config, start)
+    interval, key = make_interval(task, feed.fetch, mesh, config.parallel), stream_key(config, TRAIN)
+    pace = Pace(feed.room)
+    timed = {"steps": 0, "seconds": 0.0}  # since the last log line
+    step = saved = start
 
-                means = {name: total / pending["count"] for name, total in pending["sums"].items()}
-                record: dict[str, float] = {}
-                display.advance(step, means["loss"], rate)
-                if step % config.log_every == 0 or finished:
-                    record = {"step": step, **means, "steps_per_second": rate}
-                    display.line(step, means["loss"], rate)
-                    pending = _nothing()
-                if evaluating:
-                    measured = evaluate(task, state, config, workdir, step)
-                    display.say(f"{label}  step {step}  " + "  ".join(f"{k} {v:.4g}" for k, v in measured.items()))
-                    record = {"step": step, **means, **record, **measured}
-                if record:
-                    records.write(record)
-                if evaluating or finished:
-                    pictures.write_curves(workdir / "curves.png", records.lines)
-                if saving or finished or stop.received:
-                    # A finite loss says nothing of the update made from it, and a bad state must not replace a good one.
-                    if not is_finite(state):
-                        raise UserError(
-                            f"the parameters are no numbers at step {step}; {checkpoints.at(saved)}. {ADVICE}"
-                        )
-                    checkpoints.save(step, state, pending)
-                    saved = step
-                if stop.received and not finished:
-                    raise Stopped(
-                        f"stopped by {stop.received.name} at step {step} of {config.steps}; saved "
-                        f"{checkpoints.folder / str(step)}. The same command goes on from there",
-                        stop.received,
-                    )
-    finally:
-        display.close()
-        records.close()
-        checkpoints.close()
+    def save(metrics: dict[str, float] | None = None) -> None:
+        nonlocal saved
+        # A finite loss says nothing of the update made from it, and a bad state must not replace a good one.
+        if not meshes.on_host(is_finite, state):
+            raise UserError(f"the parameters are no numbers at step {step}; {checkpoints.at(saved)}. {ADVICE}")
+        checkpoints.save(step, state, {**pending, "next_example": step * config.batch_size}, metrics)
+        saved = step
+
+    with checkpoints, StopRequest() as stop, Report(workdir, config.steps, start, label) as report:
+        while step < config.steps:
+            count, heard = pace.next(step, _next_boundary(step, config), stop.received or 0)
+            if heard:
+                if saved != step:
+                    save()
+                raise Stopped(_how_to_go_on(heard, step, config.steps, checkpoints), heard)
+            state, seconds, metrics = advance(interval, feed, state, key, step, count)
+            pace.took(count, seconds)
+            _check_finite(metrics["loss"], step, checkpoints.at(saved))
+            pending = _accumulate(pending, metrics)
+            timed = {"steps": timed["steps"] + count, "seconds": timed["seconds"] + seconds}
+            step += count
+            finished = step == config.steps
+
+            means = {name: total / pending["count"] for name, total in pending["sums"].items()}
+            rate = timed["steps"] / timed["seconds"]
+            record: dict[str, float] = {}
+            measured: dict[str, float] = {}
+            report.advance(step, means["loss"], rate)
+            if step % config.log_every == 0 or finished:
+                record = {"step": step, **means, "steps_per_second": rate}
+                report.line(step, means["loss"], rate)
+                pending, timed = _nothing(), {"steps": 0, "seconds": 0.0}
+            if _due(step, config.evaluate_every, finished):
+                measured, panels = evaluate(task, state, config, step)
+                report.evaluated(step, measured, panels)
+                record = {"step": step, **means, **record, **measured}
+            if record:
+                report.record(record)
+            if measured or finished:
+                report.curves()
+            best = _best(checkpoints.best, measured)
+            if best or finished or _due(step, every, finished):
+                save(best)
     return state
 
 
+def _due(step: int, period: int, finished: bool) -> bool:
+    return bool(period) and (finished or step % period == 0)
+
+
+def _best(name: str, measured: dict[str, float]) -> dict[str, float] | None:
+    """The metric by which checkpoints are compared, where it was measured now."""
+    if not name or not measured:
+        return None
+    if name not in measured:
+        raise unknown("metric in config.checkpoint.best", name, measured)
+    return {name: measured[name]}
+
+
+def _how_to_go_on(number: int, step: int, steps: int, checkpoints: Checkpoints) -> str:
+    name = signal.Signals(number).name
+    if step == 0:
+        return f"stopped by {name} before the first step; the same command starts again"
+    return (
+        f"stopped by {name} at step {step} of {steps}; saved {checkpoints.folder / str(step)}. "
+        "The same command goes on from there"
+    )
+
+
 def advance(
-    interval: Callable[..., Any], feed: Feed, state: State, step: int, target: int
+    interval: Callable[..., Any], feed: Feed, state: State, key: Array, step: int, count: int
 ) -> tuple[State, float, dict[str, np.ndarray]]:
-    """State after the steps up to `target`, steps per second, and the metrics of each step; `state` is used up."""
+    """State after `count` more steps, the seconds they took, and the metrics of each; `state` is used up."""
     began = time.perf_counter()
-    state, metrics = interval(state, feed.data, np.int32(step), feed.selections(step, target - step))
-    on_host = {name: np.asarray(values, np.float64) for name, values in jax.device_get(metrics).items()}
-    return state, (target - step) / (time.perf_counter() - began), on_host
+    selections = feed.selections(step, count)
+    state, metrics = interval(state, feed.data, key, np.int32(step), np.int32(count), selections)
+    on_host = {name: np.asarray(values, np.float64)[:count] for name, values in jax.device_get(metrics).items()}
+    return state, time.perf_counter() - began, on_host
 
 
 def starting_state(
-    task: Task, config: ml_collections.ConfigDict, checkpoints: Checkpoints, mesh: Mesh, *, set_aside: bool
+    task: Task,
+    config: ml_collections.ConfigDict,
+    checkpoints: Checkpoints,
+    mesh: Mesh,
+    *,
+    set_aside: bool,
+    adopt: Callable[[State], State] | None = None,
 ) -> tuple[int, State, dict[str, Any]]:
-    """Step, state and what the host had summed up, from the newest good checkpoint; a fresh state at step 0."""
+    """Step, state and what the host had summed up, from the newest good checkpoint; a new state at step 0."""
     key = stream_key(config, INIT)
     abstract = jax.eval_shape(task.init, key)
-    shardings = meshes.state_sharded(mesh, abstract)
+    shardings = meshes.state_sharded(mesh, abstract, task.axes)
     found = checkpoints.restore_newest(abstract, shardings, set_aside=set_aside)
-    return found or (0, jax.jit(task.init, out_shardings=shardings)(key), _nothing())
+    if found:
+        step, state, host = found
+        position = host.pop("next_example", step * config.batch_size)
+        if position != step * config.batch_size:
+            raise UserError(
+                f"checkpoint {checkpoints.folder / str(step)} stands at example {position} of the data, "
+                f"config.batch_size {config.batch_size} at {step * config.batch_size}"
+            )
+        return step, state, host
+    state = jax.jit(task.init, out_shardings=shardings)(key)
+    return 0, adopt(state) if adopt else state, _nothing()
 
 
-def evaluate(task: Task, state: State, config: ml_collections.ConfigDict, workdir: Path, step: int) -> dict[str, float]:
-    """Measures the state and writes its pictures."""
+def evaluate(
+    task: Task, state: State, config: ml_collections.ConfigDict, step: int
+) -> tuple[dict[str, float], dict[str, Panels]]:
+    """What the task measures of the state, and its pictures."""
     key = jax.random.fold_in(stream_key(config, EVALUATE), step)
-    measured, panels = task.evaluate(state, key)
-    for name, drawn in panels.items():
-        pictures.write_panels(workdir / f"{name}_{step}.png", drawn)
-    return {name: float(value) for name, value in measured.items()}
+    measured, panels = task.evaluate(hosts.local(state), key)
+    return {name: float(value) for name, value in measured.items()}, panels
 
 
 def _nothing() -> dict[str, Any]:
@@ -207,7 +321,6 @@ def _accumulate(pending: dict[str, Any], metrics: dict[str, np.ndarray]) -> dict
     return {"count": pending["count"] + len(metrics["loss"]), "sums": sums}
 
 
-@jax.jit
 def is_finite(state: State) -> Array:
     """Whether every number of the state is one."""
     floats = [leaf for leaf in jax.tree.leaves(state) if jnp.issubdtype(leaf.dtype, jnp.floating)]

@@ -38,12 +38,21 @@ class Order:
 
 
 def stream(
-    read: Callable[[np.ndarray], dict[str, np.ndarray]], order: Order, first_step: int, last_step: int, *, threads: int
+    read: Callable[[np.ndarray], dict[str, np.ndarray]],
+    order: Order,
+    first_step: int,
+    last_step: int,
+    *,
+    rows: np.ndarray,
+    threads: int,
 ) -> Iterator[dict[str, np.ndarray]]:
-    """Batches of the steps from `first_step` up to `last_step` of a split that stays on disk, read ahead by grain."""
+    """Batches of the steps from `first_step` up to `last_step` of a split that stays on disk, read ahead by grain.
+
+    Of each batch only `rows` are read: those of this process.
+    """
 
     def read_batch(step: int) -> dict[str, np.ndarray]:
-        return read(order.batches(step, 1)[0])
+        return read(order.batches(step, 1)[0][rows])
 
     dataset = grain.MapDataset.range(first_step, last_step).map(read_batch)
     options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=max(2, 2 * threads))

@@ -1,6 +1,7 @@
 """What the loop can train: a tuple of pure functions."""
 
 from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -9,6 +10,10 @@ from jax import Array
 State = Any  # one pytree of arrays
 Batch = Mapping[str, Array]  # "image", "label", ... and "index", the position of each example in the global batch
 Panels = Sequence[tuple[str, np.ndarray]]  # titles and uint8 images [N, H, W, C], drawn side by side
+
+
+# What the axes of a parameter hold, by its path in the tree of parameters; None: nothing that a mesh splits.
+Axes = Mapping[tuple[str, ...], tuple[str | None, ...]]
 
 
 class Sampler(Protocol):
@@ -20,10 +25,11 @@ class Task(NamedTuple):
 
     `init(key) -> state`; `update(state, batch, key) -> (state, metrics)` with scalar metrics, among them "loss";
     `evaluate(state, key) -> (metrics, pictures)`; `sample(state, key, num, steps) -> uint8 images`, or None where there
-    is nothing to draw.
+    is nothing to draw; `axes` of the parameters, and of whatever in the state has their paths and shapes.
     """
 
     init: Callable[[Array], State]
     update: Callable[[State, Batch, Array], tuple[State, dict[str, Array]]]
     evaluate: Callable[[State, Array], tuple[dict[str, float], dict[str, Panels]]]
     sample: Sampler | None = None
+    axes: Axes = MappingProxyType({})

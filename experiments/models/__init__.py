@@ -9,6 +9,7 @@ import ml_collections
 from flax import nnx
 from jax import Array
 
+from experiments.engine.task import Axes
 from experiments.models.autoencoder import Autoencoder
 from experiments.models.classifier import Classifier
 from experiments.models.mlp import ResidualMLP
@@ -42,10 +43,14 @@ SEQUENCES = ("attention_resolutions", "channel_multipliers")
 
 
 class Model(NamedTuple):
-    """`init(key) -> params`, float32; `apply(params, *inputs, method=..., **inputs)` calls the network."""
+    """`init(key) -> params`, float32; `apply(params, *inputs, method=..., **inputs)` calls the network.
+
+    `axes` says what the axes of some parameters hold, by their path.
+    """
 
     init: Callable[[Array], Any]
     apply: Callable[..., Any]
+    axes: Axes
 
 
 def build(config: ml_collections.ConfigDict, *, example_shape: tuple[int, ...], num_classes: int) -> Model:
@@ -69,7 +74,9 @@ def build(config: ml_collections.ConfigDict, *, example_shape: tuple[int, ...], 
     def construct(rngs: nnx.Rngs) -> nnx.Module:
         return MODELS[name](example_shape=tuple(example_shape), num_classes=num_classes, rngs=rngs, **fields)
 
-    graph, abstract = nnx.split(nnx.eval_shape(lambda: construct(nnx.Rngs(0))))
+    network = nnx.eval_shape(lambda: construct(nnx.Rngs(0)))
+    graph, abstract = nnx.split(network)
+    axes = {(*path, name): holds for path, node in nnx.iter_graph(network) for name, holds in getattr(node, "axes", ())}
 
     def init(key: Array) -> Any:
         return nnx.to_pure_dict(nnx.split(construct(nnx.Rngs(key)))[1])
@@ -79,7 +86,7 @@ def build(config: ml_collections.ConfigDict, *, example_shape: tuple[int, ...], 
         nnx.replace_by_pure_dict(state, params)
         return getattr(nnx.merge(graph, state), method)(*inputs, **named)
 
-    return Model(init, apply)
+    return Model(init, apply, axes)
 
 
 def _check(field: str, value: Any) -> None:

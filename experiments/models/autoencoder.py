@@ -6,6 +6,8 @@ import jax.numpy as jnp
 from flax import nnx
 from jax import Array
 
+from experiments.models import layers
+
 
 class Autoencoder(nnx.Module):
     """x [B, ...] -> {"reconstruction" like x, "latent" [B, latent]}; `decode(latent)` goes back."""
@@ -23,10 +25,10 @@ class Autoencoder(nnx.Module):
         del num_classes
         size, compute = math.prod(example_shape), jnp.dtype(dtype)
         self.shape = tuple(example_shape)
-        self.encoder_in = nnx.Linear(size, width, dtype=compute, rngs=rngs)
-        self.encoder_out = nnx.Linear(width, latent, dtype=compute, rngs=rngs)
-        self.decoder_in = nnx.Linear(latent, width, dtype=compute, rngs=rngs)
-        self.decoder_out = nnx.Linear(width, size, dtype=compute, rngs=rngs)
+        self.encoder_in = layers.dense(size, width, outputs_hold="hidden", dtype=compute, rngs=rngs)
+        self.encoder_out = layers.dense(width, latent, inputs_hold="hidden", dtype=compute, rngs=rngs)
+        self.decoder_in = layers.dense(latent, width, outputs_hold="hidden", dtype=compute, rngs=rngs)
+        self.decoder_out = layers.dense(width, size, inputs_hold="hidden", dtype=compute, rngs=rngs)
 
     def encode(self, x: Array) -> Array:
         hidden = nnx.silu(self.encoder_in(x.reshape(x.shape[0], -1)))

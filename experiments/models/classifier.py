@@ -37,8 +37,8 @@ class Classifier(nnx.Module):
             stride = 1 if index == 0 else 2
             setattr(self, f"layer_{index}", Convolution(current, outputs, 3, stride=stride, dtype=compute, rngs=rngs))
             height, width, current = math.ceil(height / stride), math.ceil(width / stride), outputs
-        self.dense = nnx.Linear(height * width * current, features, dtype=compute, rngs=rngs)
-        self.last = nnx.Linear(features, num_classes, dtype=compute, rngs=rngs)
+        self.dense = layers.dense(height * width * current, features, outputs_hold="hidden", dtype=compute, rngs=rngs)
+        self.last = layers.dense(features, num_classes, inputs_hold="hidden", dtype=compute, rngs=rngs)
 
     def __call__(self, x: Array, *, keys: Array | None = None) -> dict[str, Array]:
         for index in range(self.depth):

@@ -1,6 +1,7 @@
 """Parts that the networks share. Everything random comes in as keys, one an example."""
 
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -12,6 +13,15 @@ from mlfuncs import consistency
 
 FREQUENCY_SEED = 0xF0
 EPSILON = 1e-6  # of the group norm, flax's default
+
+
+def dense(
+    inputs: int, outputs: int, *, inputs_hold: str | None = None, outputs_hold: str | None = None, **settings: Any
+) -> nnx.Linear:
+    """A linear layer that says what its inputs or outputs hold, which a mesh may split: "hidden" features or "heads"."""
+    layer: Any = nnx.Linear(inputs, outputs, **settings)
+    layer.axes = (("kernel", (inputs_hold, outputs_hold)), ("bias", (outputs_hold,)))
+    return layer
 
 
 def dropout(x: Array, keys: Array | None, rate: float, layer: int) -> Array:
@@ -49,8 +59,8 @@ class TimeEmbedding(nnx.Module):
 
     def __init__(self, width: int, *, features: int, scale: float, num_classes: int, dtype: jnp.dtype, rngs: nnx.Rngs):
         self.fourier = FourierFeatures(features, scale)
-        self.first = nnx.Linear(features, width, dtype=dtype, rngs=rngs)
-        self.second = nnx.Linear(width, width, dtype=dtype, rngs=rngs)
+        self.first = dense(features, width, outputs_hold="hidden", dtype=dtype, rngs=rngs)
+        self.second = dense(width, width, inputs_hold="hidden", dtype=dtype, rngs=rngs)
         if num_classes:
             self.classes = nnx.Embed(num_classes, width, dtype=dtype, rngs=rngs)
 
@@ -127,10 +137,10 @@ class Modulation(nnx.Module):
         return x * (1 + scale) + shift
 
 
-def attention(query: Array, key: Array, value: Array, heads: int) -> Array:
-    """Multi-head attention among the tokens of [B, T, C]."""
-    split = lambda x: x.reshape(*x.shape[:2], heads, -1)  # noqa: E731
-    return jax.nn.dot_product_attention(split(query), split(key), split(value)).reshape(query.shape)
+def attention(by_head: Array) -> Array:
+    """Multi-head attention among T tokens: [B, T, heads, 3 D], each head's query, key and value, -> [B, T, heads D]."""
+    query, key, value = jnp.split(by_head, 3, axis=-1)
+    return jax.nn.dot_product_attention(query, key, value).reshape(*by_head.shape[:2], -1)
 
 
 LECUN: Callable[..., Array] = nnx.initializers.lecun_normal()

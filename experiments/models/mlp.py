@@ -18,8 +18,8 @@ class _Block(nnx.Module):
         self.layer, self.rate = layer, dropout
         self.norm = layers.LayerNorm(width, norm, rngs)
         self.modulation = layers.Modulation(width, width, kind=time_conditioning, norm=norm, dtype=dtype, rngs=rngs)
-        self.first = nnx.Linear(width, width, dtype=dtype, rngs=rngs)
-        self.second = nnx.Linear(width, width, dtype=dtype, rngs=rngs)
+        self.first = layers.dense(width, width, outputs_hold="hidden", dtype=dtype, rngs=rngs)
+        self.second = layers.dense(width, width, inputs_hold="hidden", dtype=dtype, rngs=rngs)
 
     def __call__(self, h: Array, embedding: Array, keys: Array | None) -> Array:
         inner = nnx.silu(self.first(self.modulation(self.norm(h), embedding)))

@@ -40,8 +40,10 @@ class _ResidualBlock(nnx.Module):
         self.shortcut = Convolution(inputs, outputs, 1, dtype=dtype, rngs=rngs) if inputs != outputs else None
         if attends:
             self.norm_attention = layers.GroupNorm(outputs, norm, rngs)
-            self.query_key_value = nnx.Linear(outputs, 3 * outputs, dtype=dtype, rngs=rngs)
-            self.project = nnx.Linear(outputs, outputs, dtype=dtype, kernel_init=layers.ZERO, rngs=rngs)
+            self.attend = layers.dense(outputs, 3 * outputs, outputs_hold="heads", dtype=dtype, rngs=rngs)
+            self.project = layers.dense(
+                outputs, outputs, inputs_hold="heads", dtype=dtype, kernel_init=layers.ZERO, rngs=rngs
+            )
 
     def __call__(self, x: Array, embedding: Array, keys: Array | None) -> Array:
         h = self.first(nnx.silu(self.norm_in(x)))
@@ -52,9 +54,9 @@ class _ResidualBlock(nnx.Module):
             return h
         batch, height, width, channels = h.shape
         tokens = self.norm_attention(h).reshape(batch, height * width, channels)
-        query, key, value = jnp.split(self.query_key_value(tokens), 3, axis=-1)
-        mixed = layers.attention(query, key, value, self.heads)
-        return h + self.project(mixed).reshape(h.shape)
+        # The outputs are queries, keys and values of the first head, then of the second: a part of them is whole heads.
+        by_head = self.attend(tokens).reshape(batch, height * width, self.heads, -1)
+        return h + self.project(layers.attention(by_head)).reshape(h.shape)
 
 
 class UNet(nnx.Module):

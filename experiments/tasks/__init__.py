@@ -4,6 +4,7 @@ import jax
 import ml_collections
 import numpy as np
 
+from experiments.engine import configuration
 from experiments.engine.errors import UserError, unknown
 from experiments.engine.task import Task
 from experiments.tasks import autoencoding, classification, common, consistency, diffusion
@@ -28,6 +29,7 @@ def resolve(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
     config = ml_collections.ConfigDict(config.to_dict())
     if config.get("task", None) not in TASKS:
         raise unknown("config.task", config.get("task", None), TASKS)
+    configuration.complete(config)
     for path in (*common.FIELDS, *FIELDS[config.task]):
         node = config
         for part in path.split("."):

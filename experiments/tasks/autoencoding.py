@@ -59,7 +59,7 @@ def build(config: ml_collections.ConfigDict, world: World, trained: Trained) -> 
         ]
         return {"test_error": float(np.mean(np.concatenate(errors)))}, {"reconstructions": panels}
 
-    return Task(init, update, evaluate)
+    return Task(init, update, evaluate, axes=model.axes)
 
 
 def coder(run: Any) -> Coder:

@@ -57,7 +57,7 @@ def build(config: ml_collections.ConfigDict, world: World, trained: Trained) -> 
             correct += int(np.sum(np.asarray(predict(state.average, batch["image"])) == batch["label"]))
         return {"test_accuracy": correct / len(world.test)}, {}
 
-    return Task(init, update, evaluate)
+    return Task(init, update, evaluate, axes=model.axes)
 
 
 def features(run: Any) -> Callable[[Array], Array]:

@@ -10,7 +10,7 @@ import numpy as np
 import optax
 from jax import Array
 
-from experiments.engine import randomness
+from experiments.engine import parts, randomness
 from experiments.engine.errors import UserError, unknown
 from experiments.engine.task import Batch
 from experiments.worlds import Split, Trained, World
@@ -32,11 +32,14 @@ FIELDS = (  # of every config
     "evaluate_every",
     "checkpoint.every",
     "checkpoint.keep",
+    "checkpoint.best",
+    "checkpoint.best_mode",
     "mesh",
     "parallel",
     "cache_dir",
     "ema_decay",
     "accumulate",
+    "init_from",
     "optimizer.name",
     "optimizer.learning_rate",
     "optimizer.schedule",
@@ -103,10 +106,10 @@ def initial_state(params: Any, optimizer: optax.GradientTransformation, *, teach
 Losses = Callable[[Any, Any], tuple[Array, dict[str, Array]]]  # (params, examples) -> losses [B], {metric: [B]}
 
 
-def mean_and_gradients(losses: Losses, params: Any, examples: Any, parts: int) -> tuple[dict[str, Array], Any]:
-    """Means of the losses and metrics over a batch, and the gradients of the mean loss.
+def mean_and_gradients(losses: Losses, params: Any, examples: Any, in_turn: int) -> tuple[dict[str, Array], Any]:
+    """Means of the losses and metrics over the global batch, and the gradients of the mean loss.
 
-    `examples` is a tree of arrays [B, ...]. With `parts` above 1 they go through the network that many in turn, for memory's
+    `examples` is a tree of arrays [B, ...]. They go through the network in `in_turn` parts one after the other, for memory's
     sake: the result is that of the whole batch, up to rounding.
     """
 
@@ -115,13 +118,13 @@ def mean_and_gradients(losses: Losses, params: Any, examples: Any, parts: int) -
         return jnp.mean(values), {"loss": jnp.mean(values), **{name: jnp.mean(m) for name, m in metrics.items()}}
 
     gradient = jax.grad(mean, has_aux=True)
-    if parts == 1:
+    if in_turn == 1:
         gradients, means = gradient(params, examples)
-        return means, gradients
+        return parts.mean((means, gradients))
 
     def deal(x: Array) -> Array:
-        # Every `parts`-th example: each part is then spread over the devices as the batch is.
-        return jnp.moveaxis(x.reshape(x.shape[0] // parts, parts, *x.shape[1:]), 1, 0)
+        # Every `in_turn`-th example: each part is then spread over the devices as the batch is.
+        return jnp.moveaxis(x.reshape(x.shape[0] // in_turn, in_turn, *x.shape[1:]), 1, 0)
 
     def add(sums: Any, part: Any) -> tuple[Any, None]:
         return jax.tree.map(jnp.add, sums, gradient(params, part)), None
@@ -129,8 +132,8 @@ def mean_and_gradients(losses: Losses, params: Any, examples: Any, parts: int) -
     dealt = jax.tree.map(deal, examples)
     shapes = jax.eval_shape(gradient, params, jax.tree.map(lambda x: x[0], dealt))
     zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
-    gradients, means = jax.tree.map(lambda x: x / parts, jax.lax.scan(add, zeros, dealt)[0])
-    return means, gradients
+    gradients, means = jax.tree.map(lambda x: x / in_turn, jax.lax.scan(add, zeros, dealt)[0])
+    return parts.mean((means, gradients))
 
 
 def apply_gradients(
@@ -141,6 +144,13 @@ def apply_gradients(
     params = optax.apply_updates(state.params, updates)
     average = optax.incremental_update(params, state.average, 1 - decay)
     return state._replace(step=state.step + 1, params=params, optimizer=optimizer_state, average=average)
+
+
+def adopt(state: TrainState, params: Any) -> TrainState:
+    """A new state that starts from the parameters of another run."""
+    copied = lambda: jax.tree.map(jnp.copy, params)  # noqa: E731 (each in memory of its own, which a step may use up)
+    teacher = copied() if jax.tree.leaves(state.teacher) else state.teacher
+    return state._replace(params=params, average=copied(), teacher=teacher)
 
 
 def examples(world: World, batch: Batch, keys: Array) -> Array:

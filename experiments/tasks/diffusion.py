@@ -82,7 +82,7 @@ def build(config: ml_collections.ConfigDict, world: World, trained: Trained) -> 
         panels.append(("real", common.real_pixels(world, evaluation.pictured)))
         return {**measured, "frechet_distance_floor": judge.floor}, {"samples": panels}
 
-    return Task(init, update, evaluate, sample)
+    return Task(init, update, evaluate, sample, model.axes)
 
 
 def _denoiser(

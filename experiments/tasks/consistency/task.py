@@ -12,7 +12,7 @@ import optax
 from jax import Array
 
 from experiments import models
-from experiments.engine import randomness
+from experiments.engine import parts, randomness
 from experiments.engine.errors import UserError
 from experiments.engine.task import Batch, Panels, Task
 from experiments.tasks import common, diffusion
@@ -70,7 +70,7 @@ def build(config: ml_collections.ConfigDict, world: World, trained: Trained) -> 
         level_keys, noise_keys, dropout_keys, flip_keys, coupling_keys = common.step_keys(key, batch, 5)
         data = common.examples(world, batch, flip_keys)
         noise = randomness.normal(noise_keys, data.shape[1:])
-        noise = couple(coupling_keys[0], data, noise)
+        noise = couple(coupling_keys, data, noise)
         labels = common.conditions(config, batch)
         pairs: Pairs = draw_pairs(level_keys, state.step)
         scale = scale_of(data[0].size, pairs.num_levels)
@@ -133,7 +133,7 @@ def build(config: ml_collections.ConfigDict, world: World, trained: Trained) -> 
         panels.append(("real", common.real_pixels(world, shown)))
         return {**measured, "frechet_distance_floor": judge.floor}, {"samples": panels}
 
-    return Task(init, update, evaluate, sample)
+    return Task(init, update, evaluate, sample, model.axes)
 
 
 def _evaluation_levels(config: ml_collections.ConfigDict) -> dict[int, tuple[float, ...]]:
@@ -171,15 +171,19 @@ def _group_size(config: ml_collections.ConfigDict) -> int:
 def _in_groups(
     coupling: Callable[[Array, Array, Array], Array] | None, size: int
 ) -> Callable[[Array, Array, Array], Array]:
-    """Couples noise to data inside groups of `size` consecutive examples, as the paper does per device."""
-    if coupling is None:
-        return lambda key, data, noise: noise
+    """Couples noise to data inside groups of `size` consecutive examples of the global batch, as the paper does per device.
 
-    def couple(key: Array, data: Array, noise: Array) -> Array:
+    The result takes a key for each example; that of the first in a group is used.
+    """
+    if coupling is None:
+        return lambda keys, data, noise: noise
+
+    def couple(keys: Array, data: Array, noise: Array) -> Array:
+        if data.shape[0] % size:  # a group lies on several devices
+            return parts.own(couple(*parts.joined((keys, data, noise))))
         groups = (data.shape[0] // size, size)
         data, grouped = data.reshape(*groups, *data.shape[1:]), noise.reshape(*groups, *noise.shape[1:])
-        keys = jax.random.split(key, groups[0])
-        partner = jax.vmap(coupling)(keys, data, grouped)
+        partner = jax.vmap(coupling)(keys[::size], data, grouped)
         return jax.vmap(lambda values, indices: values[indices])(grouped, partner).reshape(noise.shape)
 
     return couple

@@ -188,7 +188,7 @@ def test_a_newer_format_is_named(tmp_path, monkeypatch):
     saved(tmp_path, [1])
     monkeypatch.undo()
     checkpoints = Checkpoints(tmp_path, keep=3)
-    with pytest.raises(UserError, match=r"checkpoints/1 has format 2, made by a newer version"):
+    with pytest.raises(UserError, match=r"checkpoints/1 has format 3, made by a newer version"):
         checkpoints.restore(1, state_at(0), everywhere())
     checkpoints.close()
 

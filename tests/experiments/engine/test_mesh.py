@@ -17,20 +17,22 @@ from experiments.tasks import common
 @pytest.mark.parametrize(("sizes", "count"), [({"data": -1}, 8), ({}, 8), ({"data": 1}, 1), ({"data": 4}, 4)])
 def test_devices_of_a_mesh(sizes, count):
     mesh = meshes.make(sizes, "jit", 16)
-    assert dict(mesh.shape) == {"data": count, "fsdp": 1}
+    assert dict(mesh.shape) == {"data": count, "fsdp": 1, "model": 1}
     assert list(mesh.devices.flat) == jax.devices()[:count]
 
 
 @pytest.mark.parametrize(
     ("sizes", "shape"),
     [
-        ({"data": -1, "fsdp": 4}, (2, 4)),
-        ({"data": 2, "fsdp": -1}, (2, 4)),
-        ({"data": 1, "fsdp": 2}, (1, 2)),
-        ({"fsdp": 8}, (1, 8)),
+        ({"data": -1, "fsdp": 4}, (2, 4, 1)),
+        ({"data": 2, "fsdp": -1}, (2, 4, 1)),
+        ({"data": 1, "fsdp": 2}, (1, 2, 1)),
+        ({"fsdp": 8}, (1, 8, 1)),
+        ({"model": 2, "fsdp": 2}, (2, 2, 2)),
+        ({"data": 1, "model": -1}, (1, 1, 8)),
     ],
 )
-def test_two_axes(sizes, shape):
+def test_several_axes(sizes, shape):
     assert meshes.make(sizes, "jit", 16).devices.shape == shape
 
 
@@ -40,13 +42,36 @@ def test_two_axes(sizes, shape):
         ({"data": 9}, "jit", 9, r"config\.mesh\.data must be -1 or between 1 and 8 devices, got 9"),
         ({"data": 0}, "jit", 8, r"config\.mesh\.data must be -1 or between 1 and 8 devices, got 0"),
         ({"data": -2}, "jit", 8, r"config\.mesh\.data must be -1 or between 1 and 8 devices, got -2"),
-        ({"data": -1}, "jit", 12, r"config\.batch_size 12 must be a multiple of the 8 devices of config\.mesh"),
-        ({"data": 3}, "jit", 8, r"config\.batch_size 8 must be a multiple of the 3 devices of config\.mesh"),
+        (
+            {"data": -1},
+            "jit",
+            12,
+            r"config\.batch_size 12 must be a multiple of the 8 parts \(data x fsdp\) of config\.mesh",
+        ),
+        (
+            {"data": 3},
+            "jit",
+            8,
+            r"config\.batch_size 8 must be a multiple of the 3 parts \(data x fsdp\) of config\.mesh",
+        ),
         ({"data": -1, "fsdp": -1}, "jit", 8, r"config\.mesh: one axis at most may be -1, got data and fsdp"),
-        ({"data": -1, "fsdp": 3}, "jit", 8, r"config\.mesh: fsdp 3 does not divide the 8 devices"),
-        ({"data": 4, "fsdp": 4}, "jit", 8, r"config\.mesh: data 4 x fsdp 4 needs 16 devices, and there are 8"),
-        ({"data": 1, "expert": 2}, "jit", 8, "unknown mesh axis 'expert'; known: data, fsdp"),
-        ({"data": 1}, "pmap", 8, r"unknown config\.parallel 'pmap'; known: jit"),
+        ({"data": -1, "fsdp": 3}, "jit", 8, r"config\.mesh: fsdp 3 x model 1 does not divide the 8 devices"),
+        (
+            {"data": 4, "fsdp": 4},
+            "jit",
+            8,
+            r"config\.mesh: data 4 x fsdp 4 x model 1 needs 16 devices, and there are 8",
+        ),
+        ({"data": 1, "expert": 2}, "jit", 8, "unknown mesh axis 'expert'; known: data, fsdp, model"),
+        ({"data": 1}, "vmap", 8, r"unknown config\.parallel 'vmap'; known: jit, pmap"),
+        (
+            {"data": 4, "fsdp": 2},
+            "pmap",
+            8,
+            r"config\.parallel 'pmap' splits the batch alone, and config\.mesh has data 4 x fsdp 2 x model 1: use 'jit', or "
+            r"set config\.mesh\.fsdp and config\.mesh\.model to 1",
+        ),
+        ({"data": 4, "model": 2}, "pmap", 8, r"config\.parallel 'pmap' splits .*"),
     ],
 )
 def test_refusals(sizes, parallel, batch, message):
@@ -81,6 +106,16 @@ def test_a_state_is_split_along_its_longest_axis_that_fits():
         "kernel": P(None, None, None, "fsdp"),
         "other": P(None, "fsdp"),
         "odd": P(),
+        "small": P(),
+        "step": P(),
+    }
+    axes = {("kernel",): (None, None, None, "heads"), ("other",): ("hidden", None), ("odd",): ("hidden", None)}
+    cube = meshes.make({"data": 2, "fsdp": 2, "model": 2}, "jit", 8)
+    specs = {name: sharding.spec for name, sharding in meshes.state_sharded(cube, state, axes).items()}
+    assert specs == {
+        "kernel": P(None, None, "fsdp", "model"),
+        "other": P("model", "fsdp"),
+        "odd": P(),  # 33 is no multiple of 2
         "small": P(),
         "step": P(),
     }

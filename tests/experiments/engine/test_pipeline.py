@@ -48,7 +48,7 @@ def test_positions_far_beyond_int32():
 def test_streamed_batches_are_those_of_memory(first, threads):
     values = np.arange(11) ** 2
     order = Order(1, 11, 4)
-    streamed = stream(lambda indices: {"value": values[indices]}, order, first, 9, threads=threads)
+    streamed = stream(lambda indices: {"value": values[indices]}, order, first, 9, rows=np.arange(4), threads=threads)
     got = np.stack([batch["value"] for batch in streamed])
     np.testing.assert_array_equal(got, values[order.batches(0, 9)[first:]])
 
@@ -58,4 +58,4 @@ def test_a_read_that_fails_ends_the_stream():
         raise OSError("the disk is gone")
 
     with pytest.raises(OSError, match="the disk is gone"):
-        next(stream(read, Order(0, 8, 4), 0, 3, threads=2))
+        next(stream(read, Order(0, 8, 4), 0, 3, rows=np.arange(4), threads=2))

@@ -29,9 +29,13 @@ def build(name: str, shape: tuple[int, ...] = (8, 8, 1), num_classes: int = 10, 
 
 
 @functools.cache
+def _shapes(init: Callable[[jax.Array], Any]) -> Any:
+    return jax.eval_shape(init, jax.random.key(0))
+
+
 def shapes(model: models.Model) -> Any:
     """The parameter tree without its values."""
-    return jax.eval_shape(model.init, jax.random.key(0))
+    return _shapes(model.init)
 
 
 def weights(model: models.Model, seed: int = 0) -> Any:

@@ -172,4 +172,5 @@ def test_attention_by_hand(heads):
         part = slice(head * width, (head + 1) * width)
         weights = np.exp(query[..., part] @ key[..., part].swapaxes(1, 2) / np.sqrt(width))
         expected[..., part] = weights / weights.sum(-1, keepdims=True) @ value[..., part]
-    np.testing.assert_allclose(layers.attention(*map(jnp.asarray, (query, key, value)), heads), expected, atol=1e-5)
+    by_head = np.concatenate([part.reshape(2, 5, heads, width) for part in (query, key, value)], axis=-1)
+    np.testing.assert_allclose(layers.attention(jnp.asarray(by_head)), expected, atol=1e-5)

@@ -21,7 +21,7 @@ from tests.experiments.models.helpers import (
 
 
 def blocks_that_attend(**fields):
-    return {path.split("/")[0] for path in names(shapes(build("unet", **fields))) if "query_key_value" in path}
+    return {path.split("/")[0] for path in names(shapes(build("unet", **fields))) if "attend" in path}
 
 
 @pytest.mark.parametrize(

@@ -176,12 +176,13 @@ def test_sharded_update_equals_one_device(method):
 def test_coupling_stays_inside_its_group():
     data, noise = jax.random.normal(jax.random.key(0), (2, 12, 3))
     pair = lambda key, x, z: transport.minibatch_coupling(x, z)  # noqa: E731
-    grouped = _in_groups(pair, 4)(jax.random.key(1), data, noise)
+    keys = jax.random.split(jax.random.key(1), 12)
+    grouped = _in_groups(pair, 4)(keys, data, noise)
     for start in (0, 4, 8):
         part = slice(start, start + 4)
         np.testing.assert_allclose(grouped[part], noise[part][transport.minibatch_coupling(data[part], noise[part])])
     assert jnp.sum((data - grouped) ** 2) < jnp.sum((data - noise) ** 2)
-    np.testing.assert_array_equal(_in_groups(None, 4)(jax.random.key(1), data, noise), noise)
+    np.testing.assert_array_equal(_in_groups(None, 4)(keys, data, noise), noise)
 
 
 def test_class_conditional_training_and_sampling():
