@@ -2,7 +2,7 @@
 
 usage: python -m experiments.benchmark SUBJECT [SUBJECT ...] [--out=FILE.json]
 
-subjects: consistency
+subjects: consistency, scale
 """
 
 import importlib
@@ -17,7 +17,7 @@ from rich.table import Table
 from experiments.engine import command_line
 from experiments.engine.errors import UserError, unknown
 
-SUBJECTS = ("consistency",)
+SUBJECTS = ("consistency", "scale")
 
 
 def main() -> None:
@@ -52,14 +52,16 @@ def _device() -> str:
 
 
 def _show(subject: str, records: list[dict[str, Any]]) -> None:
-    """One column a record, one row a quantity."""
-    title, *quantities = dict.fromkeys(name for record in records for name in record)
+    """Records in columns beside each other, or in rows where there are more of them than quantities."""
+    names = list(dict.fromkeys(name for record in records for name in record))
+    lines = [names, *([record.get(name, "") for name in names] for record in records)]
+    if len(records) < len(names):
+        lines = [list(line) for line in zip(*lines, strict=True)]
     table = Table(title=f"{subject} on {_device()}")
-    table.add_column(title)
-    for record in records:
-        table.add_column(str(record[title]), justify="right")
-    for quantity in quantities:
-        table.add_row(quantity, *(_text(record.get(quantity, "")) for record in records))
+    for index, title in enumerate(lines[0]):
+        table.add_column(str(title), justify="right" if index else "left")
+    for line in lines[1:]:
+        table.add_row(*map(_text, line))
     Console().print(table)
 
 

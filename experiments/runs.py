@@ -27,6 +27,8 @@ class Run(NamedTuple):
 def use_compilation_cache(config: ml_collections.ConfigDict) -> None:
     """Keeps compiled programs in the cache folder, so that a second start compiles nothing."""
     jax.config.update("jax_compilation_cache_dir", str(Path(config.cache_dir).absolute() / "compiled"))
+    # The many small programs of a start take longer together than the large one.
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
 
 
 def prepare(config: ml_collections.ConfigDict) -> Run:

@@ -42,7 +42,7 @@ class Subject(NamedTuple):
     rounds: int
 
 
-def _subject(label: str, name: str, shape: tuple[int, ...], batch: int, updates: int, rounds: int) -> Subject:
+def prepared(label: str, name: str, shape: tuple[int, ...], batch: int, updates: int, rounds: int) -> Subject:
     config = importlib.import_module(f"configs.consistency.{name}").get_config()
     config.batch_size, config.evaluate_every, config.checkpoint.every = batch, 0, 0
     config.mesh.data, config.log_every = 1, INTERVAL
@@ -89,7 +89,7 @@ def _start(subject: Subject) -> tuple[Callable[[], float], float]:
     return call, seconds
 
 
-def _loop_overhead(subject: Subject) -> float:
+def loop_overhead(subject: Subject) -> float:
     """Time of an interval of the loop, with logs, over that of as many compiled updates in a scan alone, less one."""
     task, config = subject.task, subject.config
     steps = subject.updates * 4
@@ -103,7 +103,7 @@ def _loop_overhead(subject: Subject) -> float:
 
     bare = jax.jit(scan, donate_argnums=0)
     indices = np.arange(config.batch_size, dtype=np.int32)
-    batch = jax.device_put({**subject.world.train.read(indices), "index": indices})
+    batch = jax.device_put({**subject.world.train.read(indices), "index": indices}, mesh.batch_sharded(devices, 0))
     sharding = mesh.replicated(devices)
     states = [jax.jit(task.init, out_shardings=sharding)(jax.random.key(0)) for _ in range(2)]
     step = 0
@@ -197,18 +197,18 @@ def run() -> list[dict[str, Any]]:
         print(NO_TORCH)
     results = []
     for arguments in SUBJECTS:
-        subject = _subject(*arguments)
-        ours, compile_seconds = _start(subject)
-        calls = {"jax": ours, **(_torch_calls(subject) if with_torch else {})}
-        medians = in_turns(calls, rounds=subject.rounds)
-        record: dict[str, Any] = {"network": subject.label, "batch": subject.config.batch_size}
-        record |= {f"{name} ms": 1000 * seconds / subject.updates for name, seconds in medians.items()}
+        chosen = prepared(*arguments)
+        ours, compile_seconds = _start(chosen)
+        calls = {"jax": ours, **(_torch_calls(chosen) if with_torch else {})}
+        medians = in_turns(calls, rounds=chosen.rounds)
+        record: dict[str, Any] = {"network": chosen.label, "batch": chosen.config.batch_size}
+        record |= {f"{name} ms": 1000 * seconds / chosen.updates for name, seconds in medians.items()}
         if with_torch:
             import torch
 
             fastest = min(seconds for name, seconds in medians.items() if name != "jax")
             record |= {"torch / jax": fastest / medians["jax"], "threads": torch.get_num_threads()}
-        record["loop overhead %"] = 100 * _loop_overhead(subject)
+        record["loop overhead %"] = 100 * loop_overhead(chosen)
         record["compile s"] = compile_seconds
         results.append(record)
     return results

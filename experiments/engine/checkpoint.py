@@ -249,7 +249,7 @@ class Checkpoints:
         if kind is None or issubclass(kind, Stopped) or not hosts.several():
             self.close()
 
-    def close(self) -> None:
+    def wait(self) -> None:
         """Waits until what was started is written.
 
         Raises:
@@ -259,6 +259,11 @@ class Checkpoints:
             self._manager.wait_until_finished()
         except Exception as error:
             raise self._not_written(error) from error
+
+    def close(self) -> None:
+        """Waits as `wait` does; nothing can be saved afterwards."""
+        try:
+            self.wait()
         finally:
             self._manager.close()
 

@@ -10,7 +10,6 @@ from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-from tensorboardX import SummaryWriter
 
 
 class Records:
@@ -24,19 +23,25 @@ class Records:
         partial.write_text("".join(json.dumps(record) + "\n" for record in self.lines))
         os.replace(partial, self.path)
         self._file = self.path.open("a")
-        self._board = SummaryWriter(str(workdir / "tensorboard"), purge_step=first_step + 1)
+        self._folder, self._purge = workdir / "tensorboard", first_step + 1
+        self._board: Any = None
 
     def write(self, record: Mapping[str, float]) -> None:
         self.lines.append(dict(record))
         self._file.write(json.dumps(record) + "\n")
         self._file.flush()
+        if self._board is None:
+            from tensorboardX import SummaryWriter  # here, so that the first step does not wait for all that it imports
+
+            self._board = SummaryWriter(str(self._folder), purge_step=self._purge)
         for name, value in record.items():
             if name != "step":
                 self._board.add_scalar(name, value, int(record["step"]))
 
     def close(self) -> None:
         self._file.close()
-        self._board.close()
+        if self._board is not None:
+            self._board.close()
 
 
 def read(path: Path) -> list[dict[str, Any]]:

@@ -6,11 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import matplotlib
 import numpy as np
-
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt
 
 from experiments.engine.task import Panels
 
@@ -32,7 +28,8 @@ def grid(images: np.ndarray) -> np.ndarray:
 
 def write_panels(path: Path, panels: Panels) -> None:
     """Grids side by side, each under its title."""
-    figure, axes = plt.subplots(1, len(panels), figsize=(PANEL_INCHES * len(panels), PANEL_INCHES + 0.3), squeeze=False)
+    figure = _figure(PANEL_INCHES * len(panels), PANEL_INCHES + 0.3)
+    axes = figure.subplots(1, len(panels), squeeze=False)
     for axis, (title, images) in zip(axes[0], panels, strict=True):
         picture = grid(images)
         axis.imshow(picture.squeeze(), cmap="gray", vmin=0, vmax=255, interpolation="nearest")
@@ -48,7 +45,8 @@ def write_curves(path: Path, records: Sequence[Mapping[str, Any]]) -> None:
     plots = [names for names in plots if any(name in record for record in records for name in names)]
     if not plots:
         return
-    figure, axes = plt.subplots(1, len(plots), figsize=(4.2 * len(plots), 3.2), squeeze=False)
+    figure = _figure(4.2 * len(plots), 3.2)
+    axes = figure.subplots(1, len(plots), squeeze=False)
     for axis, names in zip(axes[0], plots, strict=True):
         values: list[float] = []
         for name in names:
@@ -81,9 +79,14 @@ def _families(names: Sequence[str]) -> list[list[str]]:
     return list(families.values())
 
 
+def _figure(width: float, height: float) -> Any:
+    from matplotlib.figure import Figure  # here, so that the first step of a run does not wait for it
+
+    return Figure(figsize=(width, height))
+
+
 def _write(figure: Any, path: Path) -> None:
     figure.tight_layout()
     partial = path.with_name(path.name + ".partial")
     figure.savefig(partial, format="png", dpi=110)
-    plt.close(figure)
     os.replace(partial, path)
