@@ -1,6 +1,7 @@
 """Flags, configs from files, and errors as one clear line."""
 
 import contextlib
+import errno
 import os
 import re
 import sys
@@ -18,6 +19,7 @@ EXIT_USAGE = 2
 EXIT_FAILED = 1
 EXIT_SIGNAL = 128  # plus the number of the signal, as shells count
 EXIT_INTERRUPTED = 130
+UNWRITABLE = (errno.EDQUOT, errno.EFBIG, errno.ENOSPC, errno.EROFS)
 
 
 def define_config() -> flags.FlagHolder:
@@ -112,6 +114,10 @@ def run(main: Callable[[], None], *, required: Sequence[str] = (), positional: b
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(EXIT_FAILED)
     except Exception as error:
+        if isinstance(error, OSError) and error.errno in UNWRITABLE:
+            where = error.filename or "a file"
+            print(f"error: {where} can't be written: {error.strerror}; checkpoints stay as they are", file=sys.stderr)
+            _exit(EXIT_USAGE)
         if not _lost_others(error):
             raise
         from experiments.engine import hosts

@@ -51,7 +51,13 @@ def start(coordinator: str, num_processes: int, process_id: int) -> None:
     if not host or not port.isdigit():
         raise UserError(f"--coordinator must be HOST:PORT of process 0, got {coordinator!r}")
     try:
-        jax.distributed.initialize(coordinator, num_processes, process_id, heartbeat_timeout_seconds=HEARTBEAT_SECONDS)
+        jax.distributed.initialize(
+            coordinator,
+            num_processes,
+            process_id,
+            heartbeat_timeout_seconds=HEARTBEAT_SECONDS,
+            cluster_detection_method="deactivate",
+        )
     except RuntimeError as error:
         raise UserError(f"the processes at --coordinator {coordinator} can't be joined: {_first_line(error)}") from None
     _watch()
