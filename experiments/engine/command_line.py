@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import glob
 import os
 import re
 import sys
@@ -20,6 +21,7 @@ EXIT_FAILED = 1
 EXIT_SIGNAL = 128  # plus the number of the signal, as shells count
 EXIT_INTERRUPTED = 130
 UNWRITABLE = (errno.EDQUOT, errno.EFBIG, errno.ENOSPC, errno.EROFS)
+GOOGLE = "0x1ae0"  # as a maker of PCI devices
 
 
 def define_config() -> flags.FlagHolder:
@@ -87,6 +89,14 @@ def _underscored(argument: str) -> str:
     return "--" + name[2:].replace("-", "_") + equals + value
 
 
+def _leave_the_tpu_library() -> None:
+    """Without a TPU here, JAX must not load an installed libtpu: it would print errors and leave a lock and logs in /tmp."""
+    vendors = glob.glob("/sys/bus/pci/devices/*/vendor")
+    present = glob.glob("/dev/accel*") + glob.glob("/dev/vfio/[0-9]*")
+    if not present and all(Path(vendor).read_text().strip() != GOOGLE for vendor in vendors):
+        os.environ.setdefault("TPU_LOAD_LIBRARY", "0")
+
+
 def run(main: Callable[[], None], *, required: Sequence[str] = (), positional: bool = False) -> None:
     """Parses the flags and calls `main`; what the user can mend ends in one line and exit code 2.
 
@@ -98,6 +108,7 @@ def run(main: Callable[[], None], *, required: Sequence[str] = (), positional: b
             return
         if not positional:
             _parse([sys.argv[0], *map(_underscored, sys.argv[1:])], required)
+        _leave_the_tpu_library()
         main()
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)

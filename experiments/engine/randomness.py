@@ -11,7 +11,9 @@ def per_example_keys(key: Array, index: Array) -> Array:
 
 def normal(keys: Array, shape: tuple[int, ...]) -> Array:
     """Unit normal numbers [B, *shape], row i drawn from keys[i]."""
-    return jax.vmap(lambda key: jax.random.normal(key, shape))(keys)
+    noise = jax.vmap(lambda key: jax.random.normal(key, shape))(keys)
+    # A TPU compiler that fuses the making of random numbers into a convolution behind them takes hours.
+    return jax.lax.optimization_barrier(noise)
 
 
 def split(keys: Array, num: int) -> tuple[Array, ...]:

@@ -36,7 +36,9 @@ def dropout(x: Array, keys: Array | None, rate: float, layer: int) -> Array:
     def keep(key: Array) -> Array:
         return jax.random.bernoulli(jax.random.fold_in(key, layer), 1 - rate, x.shape[1:])
 
-    return jnp.where(jax.vmap(keep)(keys), x / (1 - rate), 0).astype(x.dtype)
+    dropped = jnp.where(jax.vmap(keep)(keys), x / (1 - rate), 0).astype(x.dtype)
+    # A TPU compiler that fuses the random numbers into the convolution behind them takes hours.
+    return jax.lax.optimization_barrier(dropped)
 
 
 class FourierFeatures(nnx.Module):

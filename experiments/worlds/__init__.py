@@ -3,6 +3,7 @@
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple, Protocol
 
+import jax
 import ml_collections
 import numpy as np
 from jax import Array
@@ -34,6 +35,20 @@ class InMemory:
         return {name: values[indices] for name, values in self.examples.items()}
 
 
+class Zeros:
+    """A split of that many examples of which only the shapes are known; it takes no memory."""
+
+    def __init__(self, shapes: Mapping[str, jax.ShapeDtypeStruct], size: int, *, resident: bool = True):
+        self._all = {name: np.broadcast_to(np.zeros((), x.dtype), (size, *x.shape)) for name, x in shapes.items()}
+        self.examples = self._all if resident else None
+
+    def __len__(self) -> int:
+        return len(next(iter(self._all.values())))
+
+    def read(self, indices: np.ndarray) -> dict[str, np.ndarray]:
+        return {name: values[indices] for name, values in self._all.items()}
+
+
 class World(NamedTuple):
     """A data set: raw examples {"image", "label"} and what a model needs to know of them."""
 
@@ -60,6 +75,22 @@ def build(config: ml_collections.ConfigDict, trained: Trained) -> World:
     world = images.build(config)
     if world is None:
         raise unknown("config.data.name", name, [*known, *images.known_names()])
+    return world
+
+
+def describe(config: ml_collections.ConfigDict, trained: Trained) -> World:
+    """The world that `config.name` names, with zeros for examples: its shapes are known where its data is not.
+
+    `trained(config)` gives a run of which the state may be shapes alone.
+    """
+    from experiments.worlds import digits, images, latents
+
+    known: dict[str, Callable[..., World]] = {"digits": digits.build, "latents": latents.describe}
+    if config.name in known:
+        return known[config.name](config, trained)
+    world = images.describe(config)
+    if world is None:
+        raise unknown("config.data.name", config.name, [*known, *images.known_names()])
     return world
 
 

@@ -2,19 +2,22 @@
 
 import logging
 import os
+import tempfile
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import ml_collections
 import numpy as np
 
 from experiments.engine.errors import UserError, unknown
-from experiments.worlds import InMemory, Split, World
+from experiments.worlds import InMemory, Split, World, Zeros
 
 BLOCK = 500  # records read in one call while loading a whole set
+SIZES = {"cifar10": 50_000, "imagenet_resized": 1_281_167, "mnist": 60_000}  # training examples of sets in configs/
 
 # The package warns about an optional decoder at import, which a user can do nothing about.
 logging.getLogger("absl").addFilter(lambda record: "OpenCV is not installed" not in record.getMessage())
@@ -91,36 +94,79 @@ def build(config: ml_collections.ConfigDict) -> World | None:
         ) from error
 
 
+def describe(config: ml_collections.ConfigDict) -> World | None:
+    """The world of `config.name` with zeros for images, or None where tensorflow-datasets knows no such set.
+
+    The set need not be on this machine. Where its size is known neither from there nor from SIZES, it is the largest that
+    stays in memory.
+    """
+    import tensorflow_datasets as tfds
+
+    name = config.name
+    base = name.split("/")[0].split(":")[0]
+    folder = next((folder for folder in _folders(config) if (folder / base).is_dir()), None)
+    if folder is None and base not in tfds.list_builders(with_community_datasets=False):
+        return None
+    with tempfile.TemporaryDirectory() as nothing:
+        info = tfds.builder(name, data_dir=folder or nothing).info
+    keys, shape = _form(config, name, info.features)
+    train_split, resident = config.get("train_split", "train"), _resident_bytes(config)
+    splits = info.splits if train_split.partition("[")[0] in info.splits else {}
+    size = splits[train_split].num_examples if splits else SIZES.get(base, resident // int(np.prod(shape)))
+    shapes = {"image": jax.ShapeDtypeStruct(shape, np.uint8), "label": jax.ShapeDtypeStruct((), np.int32)}
+    zeros = Zeros({ours: shapes[ours] for ours in keys}, size, resident=size * int(np.prod(shape)) <= resident)
+    return _world(config, info.features, keys, shape, train=zeros, test=zeros)
+
+
+def _form(config: ml_collections.ConfigDict, name: str, features: Any) -> tuple[dict[str, str], tuple[int, ...]]:
+    """What is read of each record, and the shape of an image."""
+    height, width, channels = features["image"].shape
+    size = int(config.get("image_size", 0))
+    if size < 0:
+        raise UserError(f"config.data.image_size must be >= 0 (0: as stored), got {size}")
+    if not size and (height is None or width is None):
+        raise UserError(f"images of {name!r} differ in size: set config.data.image_size")
+    return {key: key for key in ("image", "label") if key in features}, (size or height, size or width, channels)
+
+
+def _resident_bytes(config: ml_collections.ConfigDict) -> int:
+    return int(config.get("resident_bytes", 2**31))
+
+
 def _read(config: ml_collections.ConfigDict, name: str, folder: Path) -> World:
     import tensorflow_datasets as tfds
 
     builder = tfds.builder(name, data_dir=folder)
     if not builder.info.splits:
         raise FileNotFoundError("it holds no prepared version of the set")
-    features = builder.info.features
-    keys = {"image": "image"}
-    if "label" in features:
-        keys["label"] = "label"
-    height, width, channels = features["image"].shape
     train_split, known = config.get("train_split", "train"), builder.info.splits
     open_to = (split for split in ("test", "validation", train_split) if split in known)
     splits = {"train": train_split, "test": config.get("test_split", "") or next(open_to, train_split)}
     for part, split in splits.items():
         if split.partition("[")[0] not in known:
             raise unknown(f"config.data.{part}_split", split, known)
-    size, resident = int(config.get("image_size", 0)), int(config.get("resident_bytes", 2**31))
-    if size < 0:
-        raise UserError(f"config.data.image_size must be >= 0 (0: as stored), got {size}")
-    if not size and (height is None or width is None):
-        raise UserError(f"images of {name!r} differ in size: set config.data.image_size")
-    shape = (size or height, size or width, channels)
+    features = builder.info.features
+    keys, shape = _form(config, name, features)
+    size, resident = int(config.get("image_size", 0)), _resident_bytes(config)
     read = {
         split: _load(FromDisk(builder.as_data_source(split), keys, size), shape, resident)
         for split in set(splits.values())
     }
+    return _world(config, features, keys, shape, train=read[splits["train"]], test=read[splits["test"]])
+
+
+def _world(
+    config: ml_collections.ConfigDict,
+    features: Any,
+    keys: Mapping[str, str],
+    shape: tuple[int, ...],
+    *,
+    train: Split,
+    test: Split,
+) -> World:
     return World(
-        train=read[splits["train"]],
-        test=read[splits["test"]],
+        train=train,
+        test=test,
         example_shape=shape,
         num_classes=features["label"].num_classes if "label" in keys else 0,
         to_model=lambda raw: raw.astype(jnp.float32) / 127.5 - 1,

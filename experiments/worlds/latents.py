@@ -1,6 +1,7 @@
 """Latents of another world under a small autoencoder, standardised, with impulsive outliers in the training set."""
 
 from collections.abc import Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -9,7 +10,7 @@ import numpy as np
 
 from experiments import worlds
 from experiments.engine.errors import UserError
-from experiments.worlds import InMemory, Trained, World
+from experiments.worlds import InMemory, Trained, World, Zeros
 
 OUTLIER_STREAM = 0x0071
 ENCODE_BATCH = 1024
@@ -48,6 +49,32 @@ def build(config: ml_collections.ConfigDict, trained: Trained) -> World:
         num_classes=base.num_classes,
         to_model=lambda raw: raw.astype(jnp.float32),
         to_pixels=lambda latents: base.to_pixels(decode(latents * unscale + mean.astype(np.float32))),
+    )
+
+
+def describe(config: ml_collections.ConfigDict, trained: Trained) -> World:
+    """The same world with zeros for latents; of the autoencoder only the shapes are looked at."""
+    from experiments.tasks import autoencoding
+
+    run = trained(config.autoencoder)
+    base = worlds.describe(config.autoencoder.data, trained)
+
+    def encode(state: Any, images: jax.Array) -> jax.Array:
+        return autoencoding.coder(run._replace(state=state)).encode(images)
+
+    images = jax.ShapeDtypeStruct((1, *base.example_shape), np.float32)
+    shape = jax.eval_shape(encode, run.state, images).shape[1:]
+    others = {
+        name: jax.ShapeDtypeStruct(values.shape[1:], values.dtype) for name, values in _others(base.train).items()
+    }
+    zeros = Zeros({"image": jax.ShapeDtypeStruct(shape, np.float32), **others}, len(base.train))
+    return World(
+        train=zeros,
+        test=zeros,
+        example_shape=shape,
+        num_classes=base.num_classes,
+        to_model=lambda raw: raw.astype(jnp.float32),
+        to_pixels=base.to_pixels,
     )
 
 

@@ -1,0 +1,101 @@
+"""A plan as a table for people and as plain data for programs."""
+
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from experiments.planning.chips import GIB
+from experiments.planning.estimate import Change, Estimate
+
+
+def plain(found: Estimate, steps: int) -> dict[str, Any]:
+    """The numbers of a plan; what the compiler could not say is null."""
+    return {
+        "topology": found.topology.name,
+        "chips": found.devices,
+        "parameters": found.parameters,
+        "fits": found.fits,
+        "memory_per_chip": int(found.chip.memory),
+        "bytes_per_chip": int(found.needed),
+        "argument_bytes": int(found.arguments),
+        "temporary_bytes": int(found.temporaries),
+        "output_bytes": int(found.output),
+        "waiting_bytes": int(found.waiting),
+        "flops_per_chip": found.flops,
+        "memory_traffic_bytes": found.accessed if found.compiled else None,
+        "collective_bytes": found.collectives if found.compiled else None,
+        "compute_seconds": found.compute_seconds,
+        "memory_seconds": found.memory_seconds if found.compiled else None,
+        "collective_seconds": found.collective_seconds if found.compiled else None,
+        "step_seconds": found.step_seconds,
+        "steps": steps,
+        "total_seconds": steps * found.step_seconds,
+        "chip_hours": steps * found.step_seconds * found.devices / 3600,
+    }
+
+
+def show(found: Estimate, changed: tuple[Change, Estimate] | None, steps: int) -> None:
+    """Prints the table and, below it, the verdict."""
+    columns = [found] + ([changed[1]] if changed else [])
+    table = Table(title=f"One step on one of {found.devices} chips, {found.topology.name}")
+    table.add_column("")
+    table.add_column("as configured", justify="right")
+    if changed:
+        table.add_column(f"with {changed[0].flags}", justify="right")
+    rows = [_rows(column, steps) for column in columns]
+    names = list(dict.fromkeys(name for cells in rows for name in cells))
+    for name in names:
+        table.add_row(name, *(cells.get(name, "") for cells in rows), end_section=name in ENDS)
+    Console().print(table)
+    print(verdict(found, changed))
+
+
+ENDS = ("parameters", "needed", "step at best")
+
+
+def _rows(found: Estimate, steps: int) -> dict[str, str]:
+    known = found.compiled
+    hours = steps * found.step_seconds / 3600
+    moved = {f"{kind} bytes": _bytes(size) for kind, size in found.collectives.items()}
+    return {
+        "parameters": f"{found.parameters:,}",
+        "arguments": _bytes(found.arguments),
+        "temporaries": _bytes(found.temporaries),
+        "output beside the state": _bytes(found.output) if known else "not compiled",
+        "batches that wait": _bytes(found.waiting),
+        "needed": f"{_bytes(found.needed)} of {_bytes(found.chip.memory)}",
+        "FLOPs": f"{found.flops:.3e}",
+        "memory traffic": _bytes(found.accessed) if known else "not compiled",
+        **(moved if known else {"collectives": "not compiled"}),
+        "compute": _seconds(found.compute_seconds),
+        "memory": _seconds(found.memory_seconds) if known else "not compiled",
+        "communication": _seconds(found.collective_seconds) if known else "not compiled",
+        "step at best": _seconds(found.step_seconds),
+        f"{steps:,} steps at best": f"{hours:,.1f} h",
+        "chip-hours at best": f"{hours * found.devices:,.0f}",
+    }
+
+
+def verdict(found: Estimate, changed: tuple[Change, Estimate] | None) -> str:
+    """One line."""
+    share = f"{_bytes(found.needed)} of {_bytes(found.chip.memory)} a chip"
+    if found.fits:
+        return f"fits: {share}"
+    if changed is None:
+        return f"does not fit: {share}; nothing that was tried makes it fit"
+    return f"does not fit: {share}; the smallest change that does: {changed[0].flags}"
+
+
+def _bytes(size: float) -> str:
+    for unit, name in ((GIB, "GiB"), (2**20, "MiB"), (2**10, "KiB")):
+        if size >= unit:
+            return f"{size / unit:,.2f} {name}"
+    return f"{size:.0f} B"
+
+
+def _seconds(seconds: float) -> str:
+    for unit, name in ((1.0, "s"), (1e-3, "ms")):
+        if seconds >= unit:
+            return f"{seconds / unit:,.2f} {name}"
+    return f"{seconds * 1e6:,.2f} µs" if seconds else "0 s"
