@@ -16,7 +16,7 @@ from orbax.checkpoint import checkpoint_managers
 
 from experiments.engine import hosts
 from experiments.engine import mesh as meshes
-from experiments.engine.errors import UserError
+from experiments.engine.errors import Abandoned, UserError
 from experiments.engine.stopping import Stopped
 
 # orbax tells the user of each of its inner steps; what matters comes as an exception.
@@ -24,6 +24,7 @@ logging.getLogger("absl").setLevel(logging.CRITICAL)
 
 FORMAT = 2  # of what lies beside the state (1: digests without paths); a larger number was written by a newer version
 GOLDEN = 0x9E3779B1  # an odd constant that spreads neighbouring positions over all bits
+SHOWN = 240  # characters of a foreign message
 LISTED = 8  # differing leaves that an error names
 MODES = ("max", "min")
 
@@ -52,19 +53,31 @@ def _by_path(tree: Any) -> dict[str, Any]:
 
 
 def _reason(error: BaseException) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0][:200]
+    """The first line of an error; of a long one both ends, for the cause stands at the end."""
+    line = (str(error).strip() or type(error).__name__).splitlines()[0]
+    return line if len(line) <= SHOWN else f"{line[: SHOWN // 2]} ... {line[-SHOWN // 2 :]}"
 
 
 class Checkpoints:
     """`workdir/checkpoints`: the newest `keep` states, each with what the host must remember.
 
-    Where `best` names a metric, the state with its best value (`best_mode` "min" or "max") is kept beside them.
+    Where `best` names a metric, the state with its best value (`best_mode` "min" or "max") is kept beside them. `clean`, for
+    the run that writes here, deletes what is left of saves that were cut short.
     """
 
-    def __init__(self, workdir: Path, *, keep: int, best: str = "", best_mode: str = "min", create: bool = True):
+    def __init__(
+        self,
+        workdir: Path,
+        *,
+        keep: int,
+        best: str = "",
+        best_mode: str = "min",
+        create: bool = True,
+        clean: bool = False,
+    ):
         self.folder = (workdir / "checkpoints").absolute()
         self.keep, self.best = keep, best
-        options = ocp.CheckpointManagerOptions(max_to_keep=keep, create=create)
+        options = ocp.CheckpointManagerOptions(max_to_keep=keep, create=create, cleanup_tmp_directories=clean)
         if best:
 
             def measured(metrics: Any) -> float:
@@ -79,7 +92,11 @@ class Checkpoints:
                 ]
             )
             options = ocp.CheckpointManagerOptions(
-                preservation_policy=preserved, best_fn=measured, best_mode=best_mode, create=create
+                preservation_policy=preserved,
+                best_fn=measured,
+                best_mode=best_mode,
+                create=create,
+                cleanup_tmp_directories=clean,
             )
         self._manager = ocp.CheckpointManager(self.folder, options=options)
         self._writing = 0  # step of the save that runs in the background
@@ -131,9 +148,9 @@ class Checkpoints:
         except Exception as error:
             raise self._not_written(error) from error
 
-    def _not_written(self, error: Exception) -> UserError:
+    def _not_written(self, error: Exception) -> Abandoned:
         whole = [step for step in self._manager.all_steps(read=True) if step != self._writing]
-        return UserError(
+        return Abandoned(
             f"checkpoint {self.folder / str(self._writing)} can't be written ({_reason(error)}); "
             f"{self.at(max(whole, default=0))}"
         )

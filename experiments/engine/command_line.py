@@ -13,7 +13,7 @@ import ml_collections
 from absl import flags
 from ml_collections import config_flags
 
-from experiments.engine.errors import UserError
+from experiments.engine.errors import Abandoned, UserError
 from experiments.engine.stopping import Stopped
 
 EXIT_USAGE = 2
@@ -111,8 +111,8 @@ def run(main: Callable[[], None], *, required: Sequence[str] = (), positional: b
         _leave_the_tpu_library()
         main()
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        _exit(EXIT_USAGE)
+        print(f"error: {error}", file=sys.stderr, flush=True)
+        _exit(EXIT_USAGE, at_once=isinstance(error, Abandoned))
     except Stopped as stopped:
         print(stopped, file=sys.stderr)
         sys.exit(EXIT_SIGNAL + stopped.number)
@@ -149,9 +149,12 @@ def _lost_others(error: Exception) -> bool:
     return any(isinstance(cause, jax.errors.JaxRuntimeError) for cause in causes) and hosts.several()
 
 
-def _exit(code: int) -> None:
+def _exit(code: int, *, at_once: bool = False) -> None:
     if "jax" in sys.modules:
         from experiments.engine import hosts
 
         hosts.leave(code)
+    if at_once:
+        sys.stdout.flush()
+        os._exit(code)
     sys.exit(code)

@@ -159,10 +159,10 @@ def check_limits(config: ml_collections.ConfigDict) -> None:
         )
 
 
-def open_checkpoints(config: ml_collections.ConfigDict, workdir: Path) -> Checkpoints:
+def open_checkpoints(config: ml_collections.ConfigDict, workdir: Path, *, clean: bool = False) -> Checkpoints:
     checkpoint = config.checkpoint
     best, mode = checkpoint.get("best", ""), checkpoint.get("best_mode", "min")
-    return Checkpoints(workdir, keep=checkpoint.keep, best=best, best_mode=mode)
+    return Checkpoints(workdir, keep=checkpoint.keep, best=best, best_mode=mode, clean=clean)
 
 
 def train(
@@ -178,7 +178,7 @@ def train(
     A state that is new goes through `adopt` first.
     """
     mesh = meshes.make(config.mesh, config.parallel, config.batch_size)
-    checkpoints = open_checkpoints(config, workdir)
+    checkpoints = open_checkpoints(config, workdir, clean=True)
     start, state, pending = starting_state(task, config, checkpoints, mesh, set_aside=True, adopt=adopt)
     if start >= config.steps:
         checkpoints.close()

@@ -17,6 +17,6 @@ on_every_host "set -e
 test -d mlfuncs || git clone --quiet $(printf %q "$REPOSITORY") mlfuncs
 cd mlfuncs
 make setup
-.venv/bin/pip install --quiet 'jax[tpu]' --constraint constraints.txt"
+grep -v '^libtpu' constraints.txt | .venv/bin/pip install --quiet 'jax[tpu]' --constraint /dev/stdin"
 
 on_every_host "cd mlfuncs && MLFUNCS_DATA=${MLFUNCS_DATA:-} .venv/bin/python -m experiments.train --workdir=$(printf %q "$WORKDIR")$arguments"
