@@ -1,5 +1,6 @@
 """A plan as a table for people and as plain data for programs."""
 
+from collections.abc import Sequence
 from typing import Any
 
 from rich.console import Console
@@ -7,6 +8,9 @@ from rich.table import Table
 
 from experiments.planning.chips import GIB
 from experiments.planning.estimate import Change, Estimate
+
+ENDS = ("parameters", "needed", "step at best")  # rows with a line below
+UNKNOWN = "not compiled"
 
 
 def plain(found: Estimate, steps: int) -> dict[str, Any]:
@@ -43,37 +47,36 @@ def show(found: Estimate, changed: tuple[Change, Estimate] | None, steps: int) -
     table.add_column("as configured", justify="right")
     if changed:
         table.add_column(f"with {changed[0].flags}", justify="right")
-    rows = [_rows(column, steps) for column in columns]
-    names = list(dict.fromkeys(name for cells in rows for name in cells))
-    for name in names:
-        table.add_row(name, *(cells.get(name, "") for cells in rows), end_section=name in ENDS)
+    kinds = sorted({kind for column in columns for kind in column.collectives})
+    rows = [_rows(column, kinds, steps) for column in columns]
+    for name in rows[0]:
+        table.add_row(name, *(cells[name] for cells in rows), end_section=name in ENDS)
     Console().print(table)
     print(verdict(found, changed))
 
 
-ENDS = ("parameters", "needed", "step at best")
-
-
-def _rows(found: Estimate, steps: int) -> dict[str, str]:
-    known = found.compiled
+def _rows(found: Estimate, kinds: Sequence[str], steps: int) -> dict[str, str]:
     hours = steps * found.step_seconds / 3600
-    moved = {f"{kind} bytes": _bytes(size) for kind, size in found.collectives.items()}
+
+    def known(text: str) -> str:
+        return text if found.compiled else UNKNOWN
+
     return {
         "parameters": f"{found.parameters:,}",
         "arguments": _bytes(found.arguments),
         "temporaries": _bytes(found.temporaries),
-        "output beside the state": _bytes(found.output) if known else "not compiled",
+        "output beside the state": known(_bytes(found.output)),
         "batches that wait": _bytes(found.waiting),
         "needed": f"{_bytes(found.needed)} of {_bytes(found.chip.memory)}",
         "FLOPs": f"{found.flops:.3e}",
-        "memory traffic": _bytes(found.accessed) if known else "not compiled",
-        **(moved if known else {"collectives": "not compiled"}),
+        "memory traffic": known(_bytes(found.accessed)),
+        **{f"{kind} bytes": known(_bytes(found.collectives.get(kind, 0))) for kind in kinds},
         "compute": _seconds(found.compute_seconds),
-        "memory": _seconds(found.memory_seconds) if known else "not compiled",
-        "communication": _seconds(found.collective_seconds) if known else "not compiled",
-        "step at best": _seconds(found.step_seconds),
-        f"{steps:,} steps at best": f"{hours:,.1f} h",
-        "chip-hours at best": f"{hours * found.devices:,.0f}",
+        "memory": known(_seconds(found.memory_seconds)),
+        "communication": known(_seconds(found.collective_seconds)),
+        "step at best": known(_seconds(found.step_seconds)),
+        f"{steps:,} steps at best": known(f"{hours:,.1f} h"),
+        "chip-hours at best": known(f"{hours * found.devices:,.1f}"),
     }
 
 

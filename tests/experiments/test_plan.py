@@ -192,14 +192,15 @@ def test_a_tpu_that_is_not_here():
         return {path for path in ("/tmp/libtpu_lockfile", "/tmp/tpu_logs") if os.path.exists(path)}
 
     before, plans = traces(), {}
+    large = ("--config.batch_size=1024", "--config.model.width=256")
     for shape, fields in (("2x2", ()), ("4x4", ()), ("4x4", ("--config.mesh.fsdp=4", "--config.accumulate=2"))):
-        answer = helpers.program(*PLAN, f"--topology=v5e:{shape}", "--json", *fields)
+        answer = helpers.program(*PLAN, *large, f"--topology=v5e:{shape}", "--json", *fields)
         assert answer.returncode == 0, answer.stderr
         assert answer.stderr == ""
         plans[shape, fields] = json.loads(answer.stdout)
     assert traces() == before
     four, sixteen, split = plans.values()
-    assert four["flops_per_chip"] == pytest.approx(4 * sixteen["flops_per_chip"], rel=0.2)
+    assert four["flops_per_chip"] == pytest.approx(4 * sixteen["flops_per_chip"], rel=0.3)
     assert 4 * four["parameters"] <= sum(four["collective_bytes"].values()) <= 2.5 * 4 * four["parameters"]
     assert split["argument_bytes"] < sixteen["argument_bytes"]
     assert split["collective_bytes"]["all-gather"] > 0
