@@ -25,7 +25,8 @@ class Estimate(NamedTuple):
     temporaries: float
     output: float  # beside the state, which is written in place
     waiting: float  # batches of the steps to come
-    needed: float  # bytes of all this and of the program
+    code: float  # the compiled program
+    needed: float  # bytes of all this
     flops: float
     accessed: float  # bytes between memory and cores
     collectives: dict[str, int]  # bytes by kind
@@ -59,6 +60,7 @@ def estimate(numbers: Numbers, topology: Topology) -> Estimate:
     needed = numbers["needed_bytes"] if not compiled else 0
     arguments = numbers["arguments"] if compiled else numbers["argument_bytes"]
     temporaries = numbers["temporaries"] if compiled else max(0.0, needed - arguments)
+    code = numbers.get("code", 0)
     return Estimate(
         topology=topology,
         chip=Chip(**numbers["chip"]) if topology.kind == LOCAL else CHIPS[topology.kind],
@@ -69,7 +71,8 @@ def estimate(numbers: Numbers, topology: Topology) -> Estimate:
         temporaries=temporaries,
         output=output,
         waiting=waiting,
-        needed=arguments + temporaries + output + waiting + numbers.get("code", 0),
+        code=code,
+        needed=arguments + temporaries + output + waiting + code,
         flops=numbers["flops"],
         accessed=numbers.get("accessed", 0.0),
         collectives=numbers.get("collectives", {}),
