@@ -59,6 +59,8 @@ def make(
             f"config.parallel 'pmap' splits the batch alone, and config.mesh has {_told(shape)}: use 'jit', "
             "or set config.mesh.fsdp and config.mesh.model to 1"
         )
+    if parallel == PMAP and jax.process_count() > 1:
+        raise UserError(f"config.parallel 'pmap' runs in one process, and there are {jax.process_count()}: use 'jit'")
     parts = math.prod(shape[axis] for axis in RULES["examples"])
     if batch_size % (parts * accumulate):
         times = f" times config.accumulate {accumulate}" if accumulate > 1 else ""

@@ -138,3 +138,11 @@ def test_bytes_on_a_device_fall_with_the_devices_that_share_a_state():
             for leaf, sharding in zip(jax.tree.leaves(state), jax.tree.leaves(shardings), strict=True)
         )
         assert total / parts <= each <= 1.1 * total / parts
+
+
+def test_of_several_processes(monkeypatch):
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    with pytest.raises(UserError, match=r"config\.parallel 'pmap' runs in one process, and there are 2: use 'jit'"):
+        meshes.make({"data": -1}, "pmap", 8)
+    with pytest.raises(UserError, match=r"config\.mesh: data 4 x fsdp 1 x model 1 leaves out some of the 8 devices"):
+        meshes.make({"data": 4}, "jit", 8)
