@@ -48,6 +48,15 @@ def program(*arguments: str, timeout: float = 300, **environment: str) -> subpro
     )
 
 
+def only_line(result: subprocess.CompletedProcess) -> str:
+    """What a program says that has refused something: one line, and exit code 2."""
+    assert result.returncode == 2, (result.stdout, result.stderr)
+    lines = result.stderr.strip().splitlines()
+    assert len(lines) == 1, result.stderr
+    assert lines[0].startswith("error: ")
+    return lines[0]
+
+
 def tiny_flags(cache: pathlib.Path) -> list[str]:
     """Overrides of configs/consistency/digits.py for a run of seconds."""
     return [

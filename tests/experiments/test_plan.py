@@ -200,6 +200,7 @@ def test_a_tpu_that_is_not_here():
         plans[shape, fields] = json.loads(answer.stdout)
     assert traces() == before
     four, sixteen, split = plans.values()
+    # Layers this small are padded: only roughly in proportion.
     assert four["flops_per_chip"] == pytest.approx(4 * sixteen["flops_per_chip"], rel=0.3)
     assert 3.9 * four["parameters"] <= sum(four["collective_bytes"].values()) <= 2.5 * 4 * four["parameters"]
     assert split["argument_bytes"] < sixteen["argument_bytes"]

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.experiments.helpers import ROOT, program, tiny_flags
+from tests.experiments.helpers import ROOT, only_line, program, tiny_flags
 
 
 @pytest.fixture(scope="module")
@@ -145,14 +145,6 @@ def test_comparing(trained):
     assert table.stdout.count("improved") == 2
     assert "real vs real" in table.stdout
     assert "samples_400.png" in table.stdout
-
-
-def only_line(result):
-    assert result.returncode == 2, (result.stdout, result.stderr)
-    lines = result.stderr.strip().splitlines()
-    assert len(lines) == 1, result.stderr
-    assert lines[0].startswith("error: ")
-    return lines[0]
 
 
 TRAIN = ("experiments.train", "--config=configs/consistency/digits.py")

@@ -2,6 +2,7 @@
 
 import re
 import shutil
+import types
 from typing import Any, NamedTuple
 
 import jax
@@ -201,4 +202,209 @@ def test_a_state_of_another_form_is_refused(like, tmp_path):
     checkpoints = Checkpoints(tmp_path, keep=1)
     with pytest.raises(UserError, match="can't be read"):
         checkpoints.restore(1, like, everywhere())
+    checkpoints.close()
+
+
+SCORES = {1: 3.0, 2: 1.0, 3: 9.0, 4: None, 5: 1.5, 6: 4.0, 7: 2.0}
+
+
+def scored(workdir, scores, *, name="score", **options):
+    """Saves a state at each step, with a metric where one was measured; gives the steps that are kept, and the best."""
+    checkpoints = Checkpoints(workdir, best=name, **options)
+    for step, score in scores.items():
+        checkpoints.save(step, state_at(step), HOST, None if score is None else {name: score})
+    checkpoints.close()
+    again = Checkpoints(workdir, best=name, **options)
+    kept = again.steps(), again.best_step()
+    again.close()
+    return kept
+
+
+@pytest.mark.parametrize(
+    ("mode", "keep", "kept"),
+    [("min", 2, ([2, 6, 7], 2)), ("max", 2, ([3, 6, 7], 3)), ("min", 1, ([2, 7], 2)), ("max", 5, ([3, 4, 5, 6, 7], 3))],
+)
+def test_keeps_the_newest_and_the_best(mode, keep, kept, tmp_path):
+    assert scored(tmp_path, SCORES, keep=keep, best_mode=mode) == kept
+    # Started again it still knows its best, and a better one takes its place.
+    assert scored(tmp_path, {8: None}, keep=1, best_mode=mode) == ([kept[1], 8], kept[1])
+    assert scored(tmp_path, {9: 0.5 if mode == "min" else 9.5}, keep=1, best_mode=mode) == ([9], 9)
+
+
+def test_the_best_is_whole(tmp_path):
+    scored(tmp_path, SCORES, keep=1)
+    checkpoints = Checkpoints(tmp_path, keep=1, best="score")
+    state, host = checkpoints.restore(2, state_at(0), everywhere())
+    assert_same(state, state_at(2))
+    assert host == HOST
+    checkpoints.close()
+
+
+def test_nothing_measured_means_no_best(tmp_path):
+    assert scored(tmp_path / "unmeasured", {1: None, 2: None, 3: None}, keep=2) == ([2, 3], None)
+    # Nor where the metric has no name.
+    assert scored(tmp_path / "unnamed", {1: 1.0, 2: 2.0}, keep=1, name="") == ([2], None)
+    checkpoints = Checkpoints(tmp_path / "new", keep=1, best="score")
+    assert checkpoints.best_step() is None
+    checkpoints.close()
+
+
+@pytest.mark.parametrize("mode", ["min", "max"])
+def test_a_score_that_is_no_number_is_never_the_best(mode, tmp_path):
+    assert scored(tmp_path, {1: 2.0, 2: np.nan, 3: np.nan}, keep=1, best_mode=mode) == ([1, 3], 1)
+
+
+def test_another_metric_may_be_chosen_later(tmp_path):
+    scored(tmp_path, {1: 1.0, 2: 3.0}, keep=1)
+    assert scored(tmp_path, {3: None, 4: 1.0, 5: 2.0}, keep=1, name="another")[1] == 4
+
+
+def matrix(step):
+    """A state whose `average` is large enough to be split."""
+    values = np.random.default_rng(step).normal(size=(2, 64, 32)).astype(np.float32)
+    layers = {"first": values[0], "second": {"kernel": values[1], "bias": np.float32(step)}}
+    return {"step": np.int32(step), "params": jax.tree.map(lambda x: x + 1, layers), "average": layers}
+
+
+def saved_matrix(workdir, devices=8):
+    checkpoints = Checkpoints(workdir, keep=3)
+    checkpoints.save(1, jax.device_put(matrix(1), everywhere(devices)), HOST)
+    checkpoints.close()
+
+
+def part_of(workdir, part="average", like=None, shardings=None):
+    checkpoints = Checkpoints(workdir, keep=3, create=False)
+    like = jax.eval_shape(lambda: matrix(0)["average"]) if like is None else like
+    try:
+        return checkpoints.restore_part(1, part, like, everywhere() if shardings is None else shardings)
+    finally:
+        checkpoints.close()
+
+
+def test_a_part_onto_another_mesh(tmp_path):
+    saved_matrix(tmp_path)
+    for part in ("params", "average"):
+        assert_same(part_of(tmp_path, part), matrix(1)[part])
+    mesh = meshes.make({"data": 2, "fsdp": 2, "model": 2}, "jit", 8)
+    shardings = meshes.state_sharded(mesh, matrix(0)["average"], {("first",): (None, "hidden")})
+    average = part_of(tmp_path, shardings=shardings)
+    assert_same(average, matrix(1)["average"])
+    assert average["first"].sharding == shardings["first"]
+    assert {shard.data.shape for shard in average["first"].addressable_shards} == {(32, 16)}
+
+
+def test_a_part_of_a_named_tuple(tmp_path):
+    saved(tmp_path, [1])
+    assert_same(part_of(tmp_path, "params", state_at(0).params), state_at(1).params)
+
+
+def test_a_part_of_another_form_is_refused(tmp_path):
+    saved_matrix(tmp_path)
+    like = {"first": np.zeros((64, 33)), "second": {"kernel": np.zeros((64, 32))}, "third": np.zeros(3)}
+    with pytest.raises(UserError) as refusal:
+        part_of(tmp_path, like=like)
+    assert str(refusal.value) == (
+        f"the parameters of checkpoint {tmp_path / 'checkpoints' / '1'} are not those of this config's network. "
+        "Differing leaves: first: (64, 32) there, (64, 33) here; second/bias: () there, absent here; "
+        "third: absent there, (3,) here"
+    )
+
+
+def test_a_part_that_is_not_there_is_refused(tmp_path):
+    saved_matrix(tmp_path)
+    with pytest.raises(UserError, match=r"Differing leaves: first: absent there, \(64, 32\) here; second/bias: absent"):
+        part_of(tmp_path, "teacher")
+
+
+@pytest.mark.parametrize(("others", "more"), [(8, ""), (9, "; and 1 more"), (20, "; and 12 more")])
+def test_many_differing_leaves_are_counted(others, more, tmp_path):
+    saved_matrix(tmp_path)
+    like = {**matrix(0)["average"], **{f"layer_{index:02}": np.zeros(2) for index in range(others)}}
+    with pytest.raises(UserError) as refusal:
+        part_of(tmp_path, like=like)
+    message = str(refusal.value)
+    assert message.count(" there, ") == 8
+    assert message.endswith(f"layer_07: absent there, (2,) here{more}")
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_damaged_part_is_named(damage, tmp_path):
+    saved(tmp_path, [1])
+    folder = tmp_path / "checkpoints" / "1"
+    damage(folder)
+    with pytest.raises(UserError, match=f"^checkpoint {re.escape(str(folder))} can't be read"):
+        part_of(tmp_path, "params", state_at(0).params)
+
+
+def test_a_part_is_held_against_its_own_digests(tmp_path, monkeypatch):
+    digests, wrong = checkpoint._digests, "params/weight"
+    monkeypatch.setattr(checkpoint, "_digests", lambda state: {**digests(state), wrong: digests(state)[wrong] ^ 1})
+    saved(tmp_path, [1])
+    monkeypatch.undo()
+    with pytest.raises(UserError, match=r"can't be read \(its bytes are not those that were written\)$"):
+        part_of(tmp_path, "params", state_at(0).params)
+    monkeypatch.setattr(checkpoint, "_digests", lambda state: {**digests(state), "step": 0})
+    saved(tmp_path / "other", [1])
+    monkeypatch.undo()
+    assert_same(part_of(tmp_path / "other", "params", state_at(0).params), state_at(1).params)
+
+
+def test_digests_without_paths_are_still_read(tmp_path, monkeypatch):
+    """As format 1 has them: a list, in the order of the leaves."""
+    digests = checkpoint._digests
+    monkeypatch.setattr(checkpoint, "FORMAT", 1)
+    monkeypatch.setattr(checkpoint, "_digests", lambda state: list(digests(state).values()))
+    saved(tmp_path, [1, 2])
+    monkeypatch.undo()
+    assert '"digest":[' in (tmp_path / "checkpoints" / "1" / "host" / "metadata").read_text().replace(" ", "")
+    checkpoints = Checkpoints(tmp_path, keep=3)
+    state, host = checkpoints.restore(2, state_at(0), everywhere())
+    assert_same(state, state_at(2))
+    assert host == HOST
+    assert_same(part_of(tmp_path, "params", state_at(0).params), state_at(1).params)
+    flip_a_byte(tmp_path / "checkpoints" / "2")
+    with pytest.raises(UserError, match="can't be read"):
+        checkpoints.restore(2, state_at(0), everywhere())
+    checkpoints.close()
+
+
+STATE_BYTES = 4 * (64 * 5 + 1) + 2
+
+
+@pytest.mark.parametrize(
+    ("there", "saves", "keep", "best", "needed"),
+    [
+        ([], 100, 3, "", 4),
+        ([], 100, 3, "score", 5),
+        ([], 2, 3, "", 2),
+        ([1, 2], 100, 3, "", 2),
+        ([1, 2, 3], 100, 3, "", 1),
+        ([1, 2, 3], 100, 1, "", 1),
+    ],
+)
+def test_room_for_what_is_to_come(there, saves, keep, best, needed, tmp_path, monkeypatch):
+    saved(tmp_path, there)
+    checkpoints, state = Checkpoints(tmp_path, keep=keep, best=best), state_at(0)
+    free = []
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: types.SimpleNamespace(free=free[-1]))
+    free.append(needed * STATE_BYTES)
+    checkpoints.check_space(state, saves)
+    free.append(needed * STATE_BYTES - 1)
+    with pytest.raises(
+        UserError, match=rf"^{tmp_path}/checkpoints has 0\.0 MB free, and {needed} checkpoints of 0\.0 MB"
+    ):
+        checkpoints.check_space(state, saves)
+    checkpoints.close()
+
+
+def test_room_in_words_of_its_size(tmp_path, monkeypatch):
+    checkpoints = Checkpoints(tmp_path, keep=3)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: types.SimpleNamespace(free=3_210_000_000))
+    state = {"params": jax.ShapeDtypeStruct((2**20, 300), np.float32), "half": jax.ShapeDtypeStruct((3,), jnp.bfloat16)}
+    with pytest.raises(UserError) as refusal:
+        checkpoints.check_space(jax.tree.map(lambda leaf: np.broadcast_to(leaf.dtype.type(0), leaf.shape), state), 9)
+    assert str(refusal.value) == (
+        f"{tmp_path / 'checkpoints'} has 3.2 GB free, and 4 checkpoints of 1.3 GB are to come: "
+        "free some space, lower config.checkpoint.keep, or choose another --workdir"
+    )
     checkpoints.close()

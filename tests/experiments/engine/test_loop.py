@@ -224,6 +224,23 @@ def test_evaluations(tmp_path):
     assert (others[3]["score"], others[3]["drawn"]) == (records[1]["score"], records[1]["drawn"])
 
 
+def best(name, mode="min", keep=1):
+    return {"evaluate_every": 2, "checkpoint": {"every": 0, "keep": keep, "best": name, "best_mode": mode}}
+
+
+@pytest.mark.parametrize(("mode", "kept"), [("min", {"2", "6"}), ("max", {"6"})])
+def test_the_best_state_is_kept(mode, kept, tmp_path):
+    """Each evaluation is a checkpoint then, and the score grows with the weight."""
+    trained(tmp_path, steps=6, **best("score", mode))
+    assert {path.name for path in (tmp_path / "checkpoints").iterdir()} == kept
+
+
+def test_an_unknown_metric_is_named_with_the_known_ones(tmp_path):
+    message = r"^unknown metric in config\.checkpoint\.best 'fid'; known: drawn, score$"
+    with pytest.raises(UserError, match=message):
+        trained(tmp_path, steps=6, **best("fid"))
+
+
 class Killed(Exception):
     """Stands for the end of the process."""
 
