@@ -24,4 +24,4 @@ test: setup
 	$(RUN) ruff check .
 	$(RUN) ruff format --check .
 	$(RUN) mypy
-	$(RUN) pytest -n 2
+	$(RUN) pytest -n 2 --dist loadfile

@@ -67,8 +67,9 @@ def train(config: ml_collections.ConfigDict, workdir: Path, *, wait: bool = Fals
     Two processes never write one workdir: the second is refused, or with `wait` stands by until the first is done.
     """
     with _opened(config, workdir, wait=wait):
-        adopt = _adopting(Path(config.init_from), workdir) if config.init_from else None
         run = prepare(config)
+        begun = any(path.name.isdigit() for path in (workdir / "checkpoints").glob("*"))
+        adopt = _adopting(Path(config.init_from), workdir, run.task) if config.init_from and not begun else None
         # Only now: a config that can't be run leaves nothing behind that would refuse its corrected form.
         if hosts.first():
             configuration.save(config, workdir)
@@ -76,18 +77,19 @@ def train(config: ml_collections.ConfigDict, workdir: Path, *, wait: bool = Fals
         return run._replace(state=state)
 
 
-def _adopting(source: Path, workdir: Path) -> Callable[[Any], Any]:
-    """Gives a new state the averaged parameters of the newest checkpoint of another run."""
+def _adopting(source: Path, workdir: Path, task: Task) -> Callable[[Any], Any]:
+    """Gives a new state the averaged parameters of the newest checkpoint of another run, which has been looked at."""
     if source.absolute() == workdir.absolute():
         raise UserError(f"--init_from {source} is the --workdir itself; a run goes on from its own checkpoints anyway")
     if not (source / "checkpoints").is_dir():
         raise UserError(f"--init_from {source} holds no checkpoint")
+    checkpoints = Checkpoints(source, keep=1, create=False)
+    step = checkpoints.newest()
+    if not step:
+        raise UserError(f"--init_from {source} holds no checkpoint")
+    checkpoints.check_part(step, "average", jax.eval_shape(task.init, jax.random.key(0)).params)
 
     def adopt(state: Any) -> Any:
-        checkpoints = Checkpoints(source, keep=1, create=False)
-        step = checkpoints.newest()
-        if not step:
-            raise UserError(f"--init_from {source} holds no checkpoint")
         places = jax.tree.map(lambda leaf: leaf.sharding, state.params)
         params = checkpoints.restore_part(step, "average", state.params, places)
         checkpoints.close()
@@ -156,7 +158,7 @@ def restore(workdir: Path, *, evaluate: bool = True, best: bool = False) -> Run:
             f"{workdir} kept no best checkpoint: its config has no checkpoint.best, or nothing was evaluated"
         )
     if not evaluate:
-        config.evaluate_every = 0
+        config.evaluate_every, config.checkpoint.best = 0, ""
     run = prepare(config)
     devices = mesh.make(config.mesh, config.parallel, config.batch_size)
     if best and step:

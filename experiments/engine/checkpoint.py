@@ -1,6 +1,7 @@
 """The whole state of a run, saved by orbax in the background and whole or not at all."""
 
 import logging
+import math
 import shutil
 import sys
 from pathlib import Path
@@ -27,6 +28,16 @@ GOLDEN = 0x9E3779B1  # an odd constant that spreads neighbouring positions over 
 SHOWN = 240  # characters of a foreign message
 LISTED = 8  # differing leaves that an error names
 MODES = ("max", "min")
+
+
+def _hush(unraisable: Any) -> None:
+    """After a failed save, threads of orbax find the loop of the others closed, and would print a traceback each."""
+    error = unraisable.exc_value
+    if not (isinstance(error, RuntimeError) and str(error) == "Event loop is closed"):
+        sys.__unraisablehook__(unraisable)
+
+
+sys.unraisablehook = _hush
 
 
 def _digest(state: Any) -> Array:
@@ -81,7 +92,9 @@ class Checkpoints:
         if best:
 
             def measured(metrics: Any) -> float:
-                return float(metrics[best])
+                # What is no number, or was measured for another metric, is never the best.
+                value = float(metrics.get(best, math.nan))
+                return value if not math.isnan(value) else math.inf if best_mode == "min" else -math.inf
 
             preserved = checkpoint_managers.AnyPreservationPolicy(
                 [
@@ -106,8 +119,10 @@ class Checkpoints:
         return self._manager.latest_step()
 
     def best_step(self) -> int | None:
-        """Step of the checkpoint with the best metric; None where none was measured."""
-        return self._manager.best_step() if self.best else None
+        """Step of the checkpoint with the best metric; None where none of them has a number for it."""
+        step = self._manager.best_step() if self.best else None
+        measured = (self._manager.metrics(step) or {}) if step is not None else {}
+        return step if not math.isnan(float(measured.get(self.best, math.nan))) else None
 
     def steps(self) -> list[int]:
         return sorted(self._manager.all_steps())
@@ -179,15 +194,15 @@ class Checkpoints:
                 "made by a newer version that knows how to read it"
             )
 
-    def restore_part(self, step: int, part: str, like: Any, shardings: Any) -> Any:
-        """One field of the state, whatever task it is of: `part` names it, `like` and `shardings` are trees of its leaves.
+    def check_part(self, step: int, part: str, like: Any) -> None:
+        """Refuses a field of the state whose leaves or shapes are not those of `like`, and lists them.
 
         Raises:
-          UserError: it can't be read, or has other leaves or shapes, which are listed.
+          UserError: they differ, or can't be read.
         """
         where = self.folder / str(step)
         try:
-            stored = self._manager.item_metadata(step)["state"].get(part, {})
+            stored = ocp.PyTreeCheckpointHandler().metadata(where / "state").tree.get(part, {})
             there = {path: tuple(leaf.shape) for path, leaf in _by_path(stored).items()}
         except Exception as error:
             raise UserError(f"checkpoint {where} can't be read ({_reason(error)})") from error
@@ -203,6 +218,15 @@ class Checkpoints:
                 f"the parameters of checkpoint {where} are not those of this config's network. "
                 f"Differing leaves: {'; '.join(differing[:LISTED])}{more}"
             )
+
+    def restore_part(self, step: int, part: str, like: Any, shardings: Any) -> Any:
+        """One field of the state, whatever task it is of: `part` names it, `like` and `shardings` are trees of its leaves.
+
+        Raises:
+          UserError: as `check_part`.
+        """
+        self.check_part(step, part, like)
+        where = self.folder / str(step)
         abstract = {part: _abstract(like, shardings)}
         places = ocp.checkpoint_utils.construct_restore_args(abstract)
         arguments = ocp.args.Composite(

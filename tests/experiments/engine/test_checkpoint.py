@@ -259,6 +259,12 @@ def test_another_metric_may_be_chosen_later(tmp_path):
     assert scored(tmp_path, {3: None, 4: 1.0, 5: 2.0}, keep=1, name="another")[1] == 4
 
 
+def test_without_a_number_for_this_metric_there_is_no_best(tmp_path):
+    assert scored(tmp_path / "nan", {1: np.nan, 2: np.nan}, keep=2) == ([1, 2], None)
+    scored(tmp_path / "other", {1: 1.0}, keep=2)
+    assert scored(tmp_path / "other", {2: None}, keep=2, name="another") == ([1, 2], None)
+
+
 def matrix(step):
     """A state whose `average` is large enough to be split."""
     values = np.random.default_rng(step).normal(size=(2, 64, 32)).astype(np.float32)
