@@ -9,14 +9,36 @@ import types
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    import mlfuncs.causal as causal
     import mlfuncs.consistency as consistency
     import mlfuncs.diffusion as diffusion
+    import mlfuncs.dropout as dropout
     import mlfuncs.metrics as metrics
+    import mlfuncs.noisy_labels as noisy_labels
+    import mlfuncs.privacy as privacy
     import mlfuncs.robust as robust
+    import mlfuncs.timeseries as timeseries
     import mlfuncs.transport as transport
+    import mlfuncs.uncertainty as uncertainty
+    import mlfuncs.vision as vision
+    import mlfuncs.world_model as world_model
 
 __version__ = "0.1.0"
-__all__ = ["consistency", "diffusion", "metrics", "robust", "transport"]
+__all__ = [
+    "causal",
+    "consistency",
+    "diffusion",
+    "dropout",
+    "metrics",
+    "noisy_labels",
+    "privacy",
+    "robust",
+    "timeseries",
+    "transport",
+    "uncertainty",
+    "vision",
+    "world_model",
+]
 
 
 def __getattr__(name: str) -> types.ModuleType:

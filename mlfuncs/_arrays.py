@@ -1,6 +1,7 @@
 """Small array helpers that every room of the library shares."""
 
 from collections.abc import Iterable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -14,6 +15,18 @@ def as_float(x: ArrayLike) -> Array:
     return x.astype(jnp.promote_types(x.dtype, jnp.float32))
 
 
+def float_dtype(x: Array) -> Any:
+    """The dtype of `x`, float32 where it holds integers: of results that keep the precision of their input."""
+    return x.dtype if jnp.issubdtype(x.dtype, jnp.inexact) else jnp.dtype(jnp.float32)
+
+
+def floor_share(share: ArrayLike, total: ArrayLike) -> Array:
+    """int32: floor(share * total), whole where rounding alone keeps the product from it: 0.7 of 10 is 7."""
+    total = as_float(total)
+    # Three roundings of float32; at least the tolerance that the same count has in Python elsewhere.
+    return jnp.floor(as_float(share) * total + jnp.maximum(1e-6, 2.0**-22 * total)).astype(jnp.int32)
+
+
 def per_example_axes(x: Array) -> tuple[int, ...]:
     """Every axis but the first."""
     return tuple(range(1, x.ndim))
@@ -23,6 +36,11 @@ def expand_like(value: ArrayLike, x: Array) -> Array:
     """A scalar or [B] `value`, with trailing axes added so that it broadcasts against `x` [B, ...]."""
     value = jnp.asarray(value)
     return value.reshape(value.shape + (1,) * (x.ndim - value.ndim)) if value.ndim else value
+
+
+def absolute(x: Array) -> Array:
+    """|x| with gradient 0 at 0, where that of `jnp.abs` is 1."""
+    return x * jax.lax.stop_gradient(jnp.sign(x))
 
 
 def safe_sqrt(x: Array) -> Array:
@@ -45,6 +63,11 @@ def gather_over(x: Array, axes: str | tuple[str, ...]) -> Array:
     return jax.lax.psum(parts, axes)
 
 
+def sum_over(x: ArrayLike, axis_name: str | None) -> Array:
+    """The sum of `x` over the devices of a `shard_map` or `pmap` axis; `x` itself where there is none."""
+    return jnp.asarray(x) if axis_name is None else jax.lax.psum(x, axis_name)
+
+
 def varying_axes(x: Array) -> tuple[str, ...]:
     """Axes of an enclosing `shard_map` over which `x` may differ; none outside, or where it does not track them."""
     kind = jax.typeof(x)
@@ -53,3 +76,16 @@ def varying_axes(x: Array) -> tuple[str, ...]:
         getattr(kind, "vma", None) or getattr(getattr(kind, "manual_axis_type", None), "varying", None) or ()
     )
     return tuple(sorted(axes))
+
+
+def vary_with(x: Array, other: Array) -> Array:
+    """`x` as the start of a loop whose values depend on `other`: inside `shard_map` both then vary over the same axes."""
+    axes = tuple(axis for axis in varying_axes(other) if axis not in varying_axes(x))
+    return jax.lax.pcast(x, axes, to="varying") if axes else x
+
+
+def own_rows(values: Array, batch: int, axis_name: str | None) -> Array:
+    """This device's `batch` rows of a result [N, ...] for the global batch; all of it where there is no axis."""
+    if axis_name is None:
+        return values
+    return jax.lax.dynamic_slice_in_dim(values, jax.lax.axis_index(axis_name) * batch, batch)

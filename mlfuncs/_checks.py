@@ -95,3 +95,32 @@ def scalar_or_per_example(name: str, value: Any, batch: int) -> None:
 def one_of(name: str, value: Any, known: Collection[str]) -> None:
     if value not in known:
         raise ValueError(f"{name} must be one of {', '.join(sorted(known))}, got {value!r}")
+
+
+def rate(name: str, value: Any, *, below_one: bool = False) -> None:
+    """A probability: one number in [0, 1], or in [0, 1), and not NaN. Arrays of rates are data: they are not looked at."""
+    if is_concrete(value) and np.ndim(value) == 0:
+        number = float(np.asarray(value, np.float64))
+        if not (0 <= number < 1 or (number == 1 and not below_one)):
+            raise ValueError(f"{name} must be in [0, {'1)' if below_one else '1]'}, got {value!r}")
+
+
+def broadcasts(name: str, value: Any, onto: str, shape: tuple[int, ...]) -> None:
+    """`value` broadcasts to `shape` without enlarging it."""
+    own = np.shape(value)
+    if len(own) > len(shape) or any(n not in (1, m) for n, m in zip(own[::-1], shape[::-1], strict=False)):
+        raise ValueError(f"{name} of shape {own} does not broadcast to {onto} of shape {shape}")
+
+
+def same_structure(first_name: str, first: Any, second_name: str, second: Any) -> None:
+    """Two trees with the same nodes; shapes of leaves are not looked at."""
+    structures: list[Any] = [jax.tree.structure(first), jax.tree.structure(second)]
+    if structures[0] != structures[1]:
+        raise ValueError(f"{second_name} must be a tree like {first_name}, got {structures[1]} for {structures[0]}")
+
+
+def same_trees(first_name: str, first: Any, second_name: str, second: Any) -> None:
+    """Two trees with the same nodes and the same shapes of leaves."""
+    same_structure(first_name, first, second_name, second)
+    for ours, theirs in zip(jax.tree.leaves(first), jax.tree.leaves(second), strict=True):
+        same_shape(f"a leaf of {first_name}", ours, f"that of {second_name}", theirs)

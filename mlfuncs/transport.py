@@ -7,7 +7,7 @@ from jax import Array
 from jax.typing import ArrayLike
 
 from mlfuncs import _checks
-from mlfuncs._arrays import as_float, gather_batch, gather_over, varying_axes
+from mlfuncs._arrays import as_float, gather_batch, gather_over, own_rows, varying_axes
 
 
 def sinkhorn_plan(
@@ -123,13 +123,6 @@ def _inner(x: Array, z: Array) -> Array:
     return jnp.matmul(x, z.T, precision=jax.lax.Precision.HIGHEST)
 
 
-def _own_rows(values: Array, batch: int, axis_name: str | None) -> Array:
-    """This device's part of a result for the global batch."""
-    if axis_name is None:
-        return values
-    return jax.lax.dynamic_slice_in_dim(values, jax.lax.axis_index(axis_name) * batch, batch)
-
-
 def minibatch_coupling(data: ArrayLike, noise: ArrayLike, *, axis_name: str | None = None) -> Array:
     r"""Exact optimal-transport pairing of a batch of data with a batch of noise.
 
@@ -157,7 +150,7 @@ def minibatch_coupling(data: ArrayLike, noise: ArrayLike, *, axis_name: str | No
     x, z = _flat_pair(data, noise, axis_name)
     # Without the means, which change no pairing: in float32 their products would drown the differences.
     cost = -_inner(x - jnp.mean(x, axis=0), z - jnp.mean(z, axis=0))
-    return _own_rows(_assign(cost), np.shape(data)[0], axis_name)
+    return own_rows(_assign(cost), np.shape(data)[0], axis_name)
 
 
 def _assign(cost: Array) -> Array:
@@ -220,4 +213,4 @@ def entropic_coupling(
     plan = sinkhorn_plan(cost / scale, regularization=regularization, iterations=iterations)
     keys = jax.vmap(jax.random.fold_in, in_axes=(None, 0))(key, jnp.arange(x.shape[0]))
     partner = jax.vmap(jax.random.categorical)(keys, _log(plan)).astype(jnp.int32)
-    return _own_rows(partner, np.shape(data)[0], axis_name)
+    return own_rows(partner, np.shape(data)[0], axis_name)
