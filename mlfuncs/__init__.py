@@ -9,6 +9,8 @@ import types
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    import mlfuncs.adapters as adapters
+    import mlfuncs.architecture_search as architecture_search
     import mlfuncs.causal as causal
     import mlfuncs.consistency as consistency
     import mlfuncs.diffusion as diffusion
@@ -17,6 +19,7 @@ if TYPE_CHECKING:
     import mlfuncs.noisy_labels as noisy_labels
     import mlfuncs.privacy as privacy
     import mlfuncs.robust as robust
+    import mlfuncs.sparsity as sparsity
     import mlfuncs.timeseries as timeseries
     import mlfuncs.transport as transport
     import mlfuncs.uncertainty as uncertainty
@@ -25,6 +28,8 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 __all__ = [
+    "adapters",
+    "architecture_search",
     "causal",
     "consistency",
     "diffusion",
@@ -33,6 +38,7 @@ __all__ = [
     "noisy_labels",
     "privacy",
     "robust",
+    "sparsity",
     "timeseries",
     "transport",
     "uncertainty",
