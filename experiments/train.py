@@ -36,7 +36,7 @@ def main() -> None:
     config = tasks.resolve(command_line.given_config(_CONFIG))
     workdir = Path(_WORKDIR.value)
     if _INIT_FROM.value:
-        config.init_from = str(Path(_INIT_FROM.value).absolute())
+        config.init_from = str(Path(_INIT_FROM.value).resolve())
     hosts.start(_COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value)
     runs.use_compilation_cache(config)
     runs.train(config, workdir)
