@@ -74,10 +74,7 @@ def adaptive_low_rank(x: ArrayLike, a: ArrayLike, b: ArrayLike, *, eta: ArrayLik
     References:
       Huang and Balestriero, arXiv:2410.09692.
     """
-    _check_factors(a, b)
-    _checks.positive("eta", eta)
-    _check_inputs(x, a)
-    return _adaptive(*(_floating(v) for v in (x, a, b)), jnp.asarray(eta, jnp.float32))
+    return _adaptive(*_checked_branch(x, a, b, eta))
 
 
 def _floating(x: ArrayLike) -> Array:
@@ -85,9 +82,13 @@ def _floating(x: ArrayLike) -> Array:
     return x.astype(float_dtype(x))
 
 
-def _check_inputs(x: ArrayLike, a: ArrayLike) -> None:
+def _checked_branch(x: ArrayLike, a: ArrayLike, b: ArrayLike, eta: ArrayLike) -> tuple[Array, Array, Array, Array]:
+    """The arguments of the branch as floating arrays."""
+    _check_factors(a, b)
+    _checks.positive("eta", eta)
     if np.ndim(x) < 1 or np.shape(x)[-1] != np.shape(a)[1]:
         raise ValueError(f"x must have {np.shape(a)[1]} values on its last axis, got shape {np.shape(x)}")
+    return _floating(x), _floating(a), _floating(b), jnp.asarray(eta, jnp.float32)
 
 
 @jax.custom_vjp
@@ -136,13 +137,10 @@ def adaptive_low_rank_gradients(
     References:
       Huang and Balestriero, arXiv:2410.09692.
     """
-    _check_factors(a, b)
-    _checks.positive("eta", eta)
-    _check_inputs(x, a)
+    kept = _checked_branch(x, a, b, eta)
     expected = (*np.shape(x)[:-1], np.shape(b)[0])
     if np.shape(cotangent) != expected:
         raise ValueError(f"cotangent must have shape {expected}, got {np.shape(cotangent)}")
-    kept = (*(_floating(v) for v in (x, a, b)), jnp.asarray(eta, jnp.float32))
     for_x, for_a, for_b, _ = _adaptive_backward(kept, _floating(cotangent))
     return {"x": for_x, "a": for_a, "b": for_b}
 

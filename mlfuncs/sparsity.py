@@ -219,10 +219,6 @@ def masked_update(mask: Any) -> "optax.GradientTransformation":
     return optax.GradientTransformation(init, update)
 
 
-def _check_matrix(matrix: ArrayLike) -> None:
-    _checks.rank("matrix", matrix, 2)
-
-
 @jax.custom_jvp
 def _nuclear(matrix: Array) -> Array:
     return jnp.sum(jnp.linalg.svd(matrix, compute_uv=False))
@@ -255,7 +251,7 @@ def nuclear_norm(matrix: ArrayLike) -> Array:
     References:
       Hu et al., SaRA, arXiv:2409.06633.
     """
-    _check_matrix(matrix)
+    _checks.rank("matrix", matrix, 2)
     return _nuclear(as_float(matrix))
 
 
@@ -274,5 +270,5 @@ def nuclear_norm_subgradient(matrix: ArrayLike) -> Array:
     References:
       Watson, Characterization of the Subdifferential of Some Matrix Norms (1992); Hu et al., arXiv:2409.06633.
     """
-    _check_matrix(matrix)
+    _checks.rank("matrix", matrix, 2)
     return _polar(as_float(matrix))
