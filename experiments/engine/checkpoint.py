@@ -17,7 +17,7 @@ from orbax.checkpoint import checkpoint_managers
 
 from experiments.engine import hosts
 from experiments.engine import mesh as meshes
-from experiments.engine.errors import Abandoned, UserError
+from experiments.engine.errors import Abandoned, UserError, first_line
 from experiments.engine.stopping import Stopped
 
 # orbax tells the user of each of its inner steps; what matters comes as an exception.
@@ -34,10 +34,10 @@ def _hush(unraisable: Any) -> None:
     """After a failed save, threads of orbax find the loop of the others closed, and would print a traceback each."""
     error = unraisable.exc_value
     if not (isinstance(error, RuntimeError) and str(error) == "Event loop is closed"):
-        sys.__unraisablehook__(unraisable)
+        _unhushed(unraisable)
 
 
-sys.unraisablehook = _hush
+_unhushed, sys.unraisablehook = sys.unraisablehook, _hush
 
 
 def _digest(state: Any) -> Array:
@@ -65,7 +65,7 @@ def _by_path(tree: Any) -> dict[str, Any]:
 
 def _reason(error: BaseException) -> str:
     """The first line of an error; of a long one both ends, for the cause stands at the end."""
-    line = (str(error).strip() or type(error).__name__).splitlines()[0]
+    line = first_line(error)
     return line if len(line) <= SHOWN else f"{line[: SHOWN // 2]} ... {line[-SHOWN // 2 :]}"
 
 

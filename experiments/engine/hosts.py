@@ -10,7 +10,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from experiments.engine.errors import UserError
+from experiments.engine.errors import UserError, first_line
 
 MESSAGE_BYTES = 1024  # of an error that all processes are told
 HEARTBEAT_SECONDS = 30  # without a sign of life, after which a process counts as gone
@@ -59,7 +59,7 @@ def start(coordinator: str, num_processes: int, process_id: int) -> None:
             cluster_detection_method="deactivate",
         )
     except RuntimeError as error:
-        raise UserError(f"the processes at --coordinator {coordinator} can't be joined: {_first_line(error)}") from None
+        raise UserError(f"the processes at --coordinator {coordinator} can't be joined: {first_line(error)}") from None
     _watch()
 
 
@@ -70,9 +70,9 @@ def _detect() -> None:
     except ValueError as error:
         # What JAX says where it finds no cluster; anything else is a cluster that it could not join.
         if "coordinator_address should be defined" not in str(error):
-            raise UserError(f"the processes of this cluster can't be joined: {_first_line(error)}") from None
+            raise UserError(f"the processes of this cluster can't be joined: {first_line(error)}") from None
     except RuntimeError as error:
-        raise UserError(f"the processes of this cluster can't be joined: {_first_line(error)}") from None
+        raise UserError(f"the processes of this cluster can't be joined: {first_line(error)}") from None
 
 
 def _watch() -> None:
@@ -91,10 +91,6 @@ def _dismiss() -> None:
         _watcher.stdin.write(b"dismissed")
         _watcher.stdin.close()
         _watcher = None
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 def several() -> bool:

@@ -110,7 +110,8 @@ class Feed:
             return values.reshape(values.shape[0], self.devices, -1, *values.shape[2:])
         return meshes.place(values, self.sharding, axis=1, rows=rows, length=self.order.batch_size)
 
-    def fetch(self, data: Any, selection: Any) -> Batch:
+    @staticmethod
+    def fetch(data: Any, selection: Any) -> Batch:
         """The batch of one step, inside the compiled interval."""
         batch = jax.tree.map(lambda values: values[selection], data) if data else dict(selection)
         size = next(iter(batch.values())).shape[0]

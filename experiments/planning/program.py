@@ -48,9 +48,7 @@ def make(config: ml_collections.ConfigDict, devices: Sequence[Any]) -> Program:
     def step(state: Any, others: Any, data: Any, selection: Any, number: Array, key: Array) -> Any:
         given = iter(others)
         task = tasks.build(config, world, _stand_ins(lambda task: next(given)))
-        batch = jax.tree.map(lambda values: values[selection], data) if data else dict(selection)
-        batch["index"] = jnp.arange(config.batch_size, dtype=jnp.int32)
-        return task.update(state, batch, jax.random.fold_in(key, number))
+        return task.update(state, loop.Feed.fetch(data, selection), jax.random.fold_in(key, number))
 
     placed = (
         jax.tree.map(_placed, state, places),

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import ml_collections
 import numpy as np
 
-from experiments.engine.errors import UserError, unknown
+from experiments.engine.errors import UserError, first_line, unknown
 from experiments.worlds import InMemory, Split, World, Zeros
 
 BLOCK = 500  # records read in one call while loading a whole set
@@ -87,9 +87,8 @@ def build(config: ml_collections.ConfigDict) -> World | None:
     except UserError:
         raise
     except Exception as error:  # a damaged set fails in as many ways as there are packages that read it
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise UserError(
-            f"data set {name!r} under {folder} can't be read as images ({reason[:200]}); "
+            f"data set {name!r} under {folder} can't be read as images ({first_line(error)[:200]}); "
             f"prepare it with `tfds build {name} --data_dir={folder} --file_format=array_record`"
         ) from error
 
