@@ -13,12 +13,14 @@ from experiments.engine.task import Axes
 from experiments.models.autoencoder import Autoencoder
 from experiments.models.classifier import Classifier
 from experiments.models.mlp import ResidualMLP
+from experiments.models.perceptron import Perceptron
 from experiments.models.unet import UNet
 
 MODELS: dict[str, Any] = {
     "autoencoder": Autoencoder,
     "classifier": Classifier,
     "mlp": ResidualMLP,
+    "perceptron": Perceptron,
     "unet": UNet,
 }
 GIVEN = {"self", "example_shape", "num_classes", "rngs"}  # what the world decides, not the config
@@ -38,8 +40,9 @@ POSITIVE: dict[str, type] = {
     "fourier_scale": float,
     "latent": int,
     "width": int,
+    "widths": int,
 }
-SEQUENCES = ("attention_resolutions", "channel_multipliers")
+SEQUENCES = ("attention_resolutions", "channel_multipliers", "widths")
 
 
 class Model(NamedTuple):

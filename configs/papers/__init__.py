@@ -1,0 +1,1 @@
+"""The catalogue: one file a paper. Nothing else lists the papers."""

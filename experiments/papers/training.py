@@ -1,0 +1,100 @@
+"""What studies share: digits as arrays, batches, a compiled training loop, accuracy."""
+
+import functools
+import itertools
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+import numpy as np
+import optax
+from jax import Array
+
+from experiments import models
+from experiments.worlds import digits
+
+PIXELS = 64
+CLASSES = 10
+
+
+class Labelled(NamedTuple):
+    """Examples [N, 64] of pixels in [0, 1], and their labels [N]."""
+
+    x: Array
+    y: Array
+
+    def take(self, rows: Any) -> "Labelled":
+        return Labelled(self.x[rows], self.y[rows])
+
+
+@functools.cache
+def _table() -> tuple[np.ndarray, np.ndarray]:
+    split = digits.build(ml_collections.ConfigDict(), None).train  # type: ignore[arg-type]
+    everything = split.read(np.arange(len(split)))
+    return everything["image"].reshape(-1, PIXELS).astype(np.float32) / 16, everything["label"]
+
+
+def digit_splits(key: Array, sizes: tuple[int, ...]) -> tuple[Labelled, ...]:
+    """The 1,797 digits shuffled by the key and dealt into parts of the given sizes."""
+    x, y = _table()
+    if sum(sizes) > len(x):
+        raise ValueError(f"the digits are {len(x)}, fewer than the {sum(sizes)} of the parts {sizes}")
+    order = jax.random.permutation(key, len(x))
+    bounds = np.cumsum([0, *sizes])
+    everything = Labelled(jnp.asarray(x), jnp.asarray(y))
+    return tuple(everything.take(order[low:high]) for low, high in itertools.pairwise(bounds))
+
+
+def perceptron(widths: tuple[int, ...], **settings: Any) -> models.Model:
+    """`experiments.models.perceptron` for digits: init(key) -> params, apply(params, x, masks=...) -> logits, features."""
+    config = ml_collections.ConfigDict({"name": "perceptron", "widths": tuple(widths), **settings})
+    return models.build(config, example_shape=(PIXELS,), num_classes=CLASSES)
+
+
+def batches(key: Array, size: int, batch: int, steps: int) -> Array:
+    """Rows [steps, batch] of a training set of `size`: a new order every epoch, its last incomplete batch left out."""
+    if not 1 <= batch <= size:
+        raise ValueError(f"batch must be in [1, {size}], the number of examples, got {batch}")
+    each = size // batch
+    epochs = -(-steps // each)
+    orders = jax.vmap(lambda epoch: jax.random.permutation(jax.random.fold_in(key, epoch), size))(jnp.arange(epochs))
+    return orders[:, : each * batch].reshape(-1, batch)[:steps]
+
+
+Loss = Callable[[Any, Array, Array], Array]  # (params, rows [B], key) -> scalar
+
+
+def fit(
+    loss: Loss,
+    params: Any,
+    optimizer: optax.GradientTransformation,
+    rows: Array,
+    key: Array,
+    *,
+    probe: Callable[[Any], Any] | None = None,
+) -> tuple[Any, Array, Any]:
+    """Trains over `rows` [steps, B] in one scan -> (params, losses [steps], what `probe(params)` gave after every step)."""
+
+    def step(carry: Any, given: Any) -> Any:
+        params, state = carry
+        index, chosen = given
+        value, gradients = jax.value_and_grad(loss)(params, chosen, jax.random.fold_in(key, index))
+        updates, state = optimizer.update(gradients, state, params)
+        params = optax.apply_updates(params, updates)
+        return (params, state), (value, probe(params) if probe else ())
+
+    steps = jnp.arange(rows.shape[0])
+    (params, _), (losses, probed) = jax.lax.scan(step, (params, optimizer.init(params)), (steps, rows))
+    return params, losses, probed
+
+
+def cross_entropy(logits: Array, labels: Array) -> Array:
+    """Softmax cross-entropy [B] with integer labels."""
+    return optax.losses.softmax_cross_entropy_with_integer_labels(logits, labels)
+
+
+def accuracy(logits: Array, labels: Array) -> Array:
+    """Share of rows whose largest logit is the label's."""
+    return jnp.mean(jnp.argmax(logits, -1) == labels)
