@@ -22,6 +22,7 @@ class Run(NamedTuple):
     world: World
     task: Task
     state: Any = None
+    workdir: Path | None = None  # of a run that another needed
 
 
 def use_compilation_cache(config: ml_collections.ConfigDict) -> None:
@@ -56,7 +57,7 @@ def obtain(config: ml_collections.ConfigDict, cache_dir: Path) -> Run:
     config = tasks.resolve(config)
     config.cache_dir = str(cache_dir)
     workdir = cache_dir / f"{config.task}-{configuration.fingerprint(config)}"
-    run = train(config, workdir, wait=True)
+    run = train(config, workdir, wait=True)._replace(workdir=workdir)
     # On a host: what another program closes over must not be spread over processes.
     return run._replace(state=jax.device_get(hosts.local(run.state))) if hosts.several() else run
 
@@ -105,7 +106,7 @@ def _opened(config: ml_collections.ConfigDict, workdir: Path, *, wait: bool) -> 
         refusal = None
         if hosts.first():
             try:
-                stack.enter_context(_locked(workdir, wait=wait))
+                stack.enter_context(locked(workdir, wait=wait))
                 if (workdir / "config.json").exists():
                     configuration.check_same(config, workdir)
             except UserError as error:
@@ -115,7 +116,8 @@ def _opened(config: ml_collections.ConfigDict, workdir: Path, *, wait: bool) -> 
 
 
 @contextlib.contextmanager
-def _locked(workdir: Path, *, wait: bool) -> Iterator[None]:
+def locked(workdir: Path, *, wait: bool) -> Iterator[None]:
+    """A folder, made where it is missing, for this process alone."""
     try:
         workdir.mkdir(parents=True, exist_ok=True)
         lock = (workdir / ".lock").open("w")
@@ -126,8 +128,8 @@ def _locked(workdir: Path, *, wait: bool) -> Iterator[None]:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
             if not wait:
-                raise UserError(f"another process is training in {workdir}; choose another --workdir") from None
-            print(f"waiting for another process that trains in {workdir}", flush=True)
+                raise UserError(f"another process is at work in {workdir}; choose another --workdir") from None
+            print(f"waiting for another process that works in {workdir}", flush=True)
             fcntl.flock(lock, fcntl.LOCK_EX)
         yield
 

@@ -35,6 +35,7 @@ def paper(
     config.cache_dir = "runs/cache"  # what arms share, and compiled programs
     config.settings = {"shared": {}}  # what the study reads; `prepare` sees settings.shared alone
     config.smoke = {}  # settings over these, for a run of seconds
+    config.smoke_arms = ()  # their arms; none named: all but those that differ from an earlier one in floats alone
     config.arms = ()  # arm(...)
     config.checks = ()  # check(...); the verdict is theirs
     config.side = ()  # the same, told beside the verdict

@@ -46,12 +46,12 @@ def plain(config: ml_collections.ConfigDict) -> dict[str, Any]:
     return json.loads(json.dumps(config.to_dict()))
 
 
-def flatten(tree: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+def flatten(tree: Any, prefix: str = "", separator: str = ".") -> Iterator[tuple[str, Any]]:
     """('a.b', value) for every leaf of nested dicts."""
     for name, value in tree.items():
         path = f"{prefix}{name}"
         if isinstance(value, dict) and value:
-            yield from flatten(value, f"{path}.")
+            yield from flatten(value, f"{path}{separator}", separator)
         else:
             yield path, value
 
@@ -71,7 +71,12 @@ def computation(config: ml_collections.ConfigDict | dict[str, Any]) -> dict[str,
 
 def fingerprint(config: ml_collections.ConfigDict) -> str:
     """Twelve hexadecimal digits that two configs share where they compute the same."""
-    return hashlib.sha256(json.dumps(computation(config), sort_keys=True).encode()).hexdigest()[:12]
+    return digest(json.dumps(computation(config), sort_keys=True))
+
+
+def digest(text: str) -> str:
+    """Twelve hexadecimal digits of a text."""
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
 def save(config: ml_collections.ConfigDict, workdir: Path) -> None:

@@ -11,6 +11,9 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+# One for the whole program: bars within bars are drawn together.
+CONSOLE = Console()
+
 
 class Records:
     """`metrics.jsonl`, one object a line, and the same numbers for TensorBoard."""
@@ -61,7 +64,7 @@ class Display:
 
     def __init__(self, steps: int, first_step: int, label: str):
         self.steps, self.label = steps, label
-        self.console = Console()
+        self.console = CONSOLE
         self._progress: Progress | None = None
         if sys.stdout.isatty():
             self._progress = Progress(

@@ -2,7 +2,7 @@
 
 import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,8 @@ import numpy as np
 from experiments.engine.task import Panels
 
 PANEL_INCHES = 3.2
+MOST_COLUMNS = 3
+Interval = Callable[[Sequence[float]], tuple[float, float]]
 FLOOR = "floor"  # the distance of real examples to other real ones, drawn beneath that of generated ones
 
 
@@ -62,6 +64,37 @@ def write_curves(path: Path, records: Sequence[Mapping[str, Any]]) -> None:
         axis.grid(alpha=0.3)
         if len(names) > 1:
             axis.legend(fontsize="small")
+    _write(figure, path)
+
+
+def write_points(
+    path: Path, title: str, panels: Mapping[str, Mapping[str, Sequence[float]]], interval: Interval
+) -> None:
+    """A panel for each metric, its arms beneath each other: every value a point, and the mean with its interval."""
+    columns = min(MOST_COLUMNS, len(panels))
+    lines = math.ceil(len(panels) / columns)
+    arms = list(dict.fromkeys(arm for found in panels.values() for arm in found))
+    figure = _figure(2.2 + 3.4 * columns, 0.8 + lines * (0.9 + 0.3 * len(arms)))
+    axes = figure.subplots(lines, columns, squeeze=False, sharey=True)
+    for axis in axes.flat[len(panels) :]:
+        axis.axis("off")
+    for axis, (name, found) in zip(axes.flat, panels.items(), strict=False):
+        for arm, values in found.items():
+            place, finite = arms.index(arm), [value for value in values if math.isfinite(value)]
+            axis.plot(finite, [place] * len(finite), "o", color="C0", alpha=0.4, markersize=4, markeredgewidth=0)
+            if len(finite) == len(values):
+                low, high = interval(values)
+                mean = float(np.mean(values))
+                reach = [[mean - low], [high - mean]] if math.isfinite(low) else None
+                axis.errorbar(mean, place, xerr=reach, fmt="|", color="black", capsize=3, markersize=9)
+        everything = [value for values in found.values() for value in values if math.isfinite(value)]
+        if everything and min(everything) > 0 and max(everything) > 30 * min(everything):
+            axis.set_xscale("log")
+        axis.set_title(name.replace("_", " "), fontsize="medium")
+        axis.set_yticks(range(len(arms)), arms)
+        axis.set_ylim(len(arms) - 0.5, -0.5)
+        axis.grid(axis="x", alpha=0.3)
+    figure.suptitle(title)
     _write(figure, path)
 
 

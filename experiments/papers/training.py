@@ -3,6 +3,7 @@
 import functools
 import itertools
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -12,7 +13,8 @@ import numpy as np
 import optax
 from jax import Array
 
-from experiments import models
+from experiments import models, runs
+from experiments.engine import logs
 from experiments.worlds import digits
 
 PIXELS = 64
@@ -98,3 +100,19 @@ def cross_entropy(logits: Array, labels: Array) -> Array:
 def accuracy(logits: Array, labels: Array) -> Array:
     """Share of rows whose largest logit is the label's."""
     return jnp.mean(jnp.argmax(logits, -1) == labels)
+
+
+class Measured(NamedTuple):
+    """A run of `experiments.train`, trained to its end, and what its last evaluation measured."""
+
+    run: runs.Run
+    last: dict[str, float]
+
+
+def engine_run(config: ml_collections.ConfigDict, key: Array, cache_dir: str) -> Measured:
+    """Trains a config of `experiments.train` from the seed of a key; the cache keeps it, and goes on where it stopped."""
+    config = ml_collections.ConfigDict(config.to_dict())
+    config.seed = int(jax.random.key_data(key)[-1])
+    run = runs.obtain(config, Path(cache_dir))
+    assert run.workdir is not None
+    return Measured(run, logs.read(run.workdir / "metrics.jsonl")[-1])

@@ -158,6 +158,7 @@ def robust_consistency_loss(
     *,
     c: ArrayLike,
     teacher_fn: ConsistencyFunction | None = None,
+    distance: Distance | None = None,
     weight: ArrayLike | None = None,
     diffusion_fraction: float = 0.25,
     diffusion_weight: float = 1.0,
@@ -179,6 +180,7 @@ def robust_consistency_loss(
       num_levels: current number N >= 2 of levels (may be traced).
       c: scale of the Cauchy distance, > 0 (`adaptive_robust_scale`; may be traced).
       teacher_fn: f of the teacher's parameters; None: the student's own. Gradients never pass through it.
+      distance: (prediction, target) -> [B] in place of the Cauchy distance, for comparisons; `c` is then not used.
       weight: scalar or [B], for the consistency term alone; None: 1 / (sigma_high - sigma_low).
       diffusion_fraction: r in [0, 1]; intervals below floor(r N) get the diffusion term. The paper's default.
       diffusion_weight: lambda_diff >= 0.
@@ -203,7 +205,8 @@ def robust_consistency_loss(
     prediction = consistency_fn(data + expand_like(sigma_high, data) * noise, sigma_high)
     x_low = data + expand_like(sigma_low, data) * noise
     target = _target(consistency_fn if teacher_fn is None else teacher_fn, x_low, sigma_low, sigma_high)
-    consistency = _weights(weight, sigma_low, sigma_high) * robust.cauchy(prediction, target, c=c)
+    apart = robust.cauchy(prediction, target, c=c) if distance is None else distance(prediction, target)
+    consistency = _weights(weight, sigma_low, sigma_high) * apart
     early = jnp.asarray(level) < jnp.floor(diffusion_fraction * as_float(num_levels))
     return consistency + diffusion_weight * jnp.where(early, robust.mean_squared(prediction, data), 0.0)
 

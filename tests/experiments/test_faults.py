@@ -189,7 +189,7 @@ def test_a_second_run_in_one_workdir_is_refused(tmp_path):
     config = tasks.resolve(small("consistency/digits"))
     with runs._opened(config, tmp_path / "run", wait=False):
         with pytest.raises(
-            UserError, match=f"^another process is training in {tmp_path / 'run'}; choose another --work"
+            UserError, match=f"^another process is at work in {tmp_path / 'run'}; choose another --work"
         ):
             runs.train(config, tmp_path / "run")
         with runs._opened(config, tmp_path / "other", wait=False):

@@ -173,6 +173,7 @@ def _robust(config: ml_collections.ConfigDict, t: Terms) -> Array:
         t.pairs.num_levels,
         c=t.c,
         teacher_fn=t.teacher,
+        distance=t.distance,
         weight=t.weight,
         diffusion_fraction=config.consistency.diffusion_fraction,
         diffusion_weight=config.consistency.diffusion_weight,
