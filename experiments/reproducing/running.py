@@ -18,6 +18,8 @@ from experiments.engine import configuration
 from experiments.reproducing import catalogue, rules
 from experiments.reproducing.results import Results
 
+# Without optimisations a study compiles three times as fast, which is what a run of seconds waits for.
+FAST_COMPILE = {"xla_backend_optimization_level": 0}
 Advance = Callable[[str, int, int], None]  # arm, seeds done, seeds in all
 
 
@@ -32,7 +34,8 @@ def run(
 ) -> None:
     """Runs what `results` lacks, and keeps it there as it comes."""
     module = catalogue.study(config)
-    shared = Shared(module, config.study, Path(config.cache_dir))
+    options = FAST_COMPILE if smoke else None
+    shared = Shared(module, config.study, Path(config.cache_dir), options)
     for arm in arms:
         missing = results.missing(arm, seeds)
         advance(arm, seeds - len(missing), seeds)
@@ -40,7 +43,7 @@ def run(
         for some in [missing] if module.VECTORISED else [[seed] for seed in missing]:
             if some:
                 began = time.perf_counter()
-                found = _run(module, settings, some, shared)
+                found = _run(module, settings, some, shared, options)
                 results.add(arm, found, time.perf_counter() - began)
             advance(arm, seeds - len(results.missing(arm, seeds)), seeds)
         rules.check_metrics(config, arm, results.metrics(arm))
@@ -52,12 +55,17 @@ def keys(seeds: Sequence[int]) -> jax.Array:
 
 
 def _run(
-    module: ModuleType, settings: ml_collections.ConfigDict, seeds: list[int], shared: "Shared"
+    module: ModuleType,
+    settings: ml_collections.ConfigDict,
+    seeds: list[int],
+    shared: "Shared",
+    options: dict[str, Any] | None,
 ) -> dict[int, dict[str, float]]:
     """Metrics of one arm, by seed."""
     given = (shared.get(settings.shared, seeds),) if hasattr(module, "prepare") else ()
     if module.VECTORISED:
-        found = jax.jit(jax.vmap(lambda key, *given: module.run(settings, key, *given)))(keys(seeds), *given)
+        every = jax.vmap(lambda key, *given: module.run(settings, key, *given))
+        found = jax.jit(every, compiler_options=options)(keys(seeds), *given)
     else:
         one = [jax.tree.map(lambda leaf: leaf[0], tree) for tree in given]
         found = {name: [value] for name, value in module.run(settings, keys(seeds)[0], *one).items()}
@@ -71,8 +79,8 @@ def _run(
 class Shared:
     """What arms have in common, by seed: computed once, kept in a folder under the hash of the settings it comes from."""
 
-    def __init__(self, module: ModuleType, study: str, cache_dir: Path):
-        self.module, self.folder = module, cache_dir / "papers"
+    def __init__(self, module: ModuleType, study: str, cache_dir: Path, options: dict[str, Any] | None):
+        self.module, self.folder, self._options = module, cache_dir / "papers", options
         self._name = f"{study}-{catalogue.source_fingerprint(module)}"
         self._held: tuple[str, dict[int, Any]] = ("", {})  # of the settings used last
 
@@ -94,7 +102,8 @@ class Shared:
 
     def _prepare(self, settings: ml_collections.ConfigDict, seeds: list[int]) -> list[Any]:
         if self.module.VECTORISED:
-            stacked = jax.device_get(jax.jit(jax.vmap(lambda key: self.module.prepare(settings, key)))(keys(seeds)))
+            every = jax.vmap(lambda key: self.module.prepare(settings, key))
+            stacked = jax.device_get(jax.jit(every, compiler_options=self._options)(keys(seeds)))
             return [jax.tree.map(lambda leaf: leaf[row], stacked) for row in range(len(seeds))]  # noqa: B023
         return [jax.device_get(self.module.prepare(settings, keys(seeds)[0]))]
 

@@ -1,0 +1,112 @@
+"""What studies share: parts of the digits that do not overlap, batches of every epoch, a loop that trains."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from experiments.papers import training
+
+
+def test_parts_of_the_digits_do_not_overlap_and_depend_on_the_key():
+    first, second = training.digit_splits(jax.random.key(0), (1000, 797))
+    assert first.x.shape == (1000, 64)
+    assert second.y.shape == (797,)
+    assert float(first.x.min()) == 0.0
+    assert float(first.x.max()) == 1.0
+    whole = np.concatenate([first.x, second.x])
+    everything, _ = training._table()
+    # Sorted rows agree: every digit is in exactly one part.
+    np.testing.assert_array_equal(np.sort(whole.sum(1)), np.sort(everything.sum(1)))
+    (other,) = training.digit_splits(jax.random.key(1), (1000,))
+    assert not np.array_equal(other.y, first.y)
+    (again,) = training.digit_splits(jax.random.key(0), (1000,))
+    np.testing.assert_array_equal(again.x, first.x)
+
+
+def test_labels_stay_with_their_pictures():
+    images, labels = training._table()
+    (part,) = training.digit_splits(jax.random.key(3), (50,))
+    for x, y in zip(np.asarray(part.x), np.asarray(part.y), strict=True):
+        (rows,) = np.nonzero((images == x).all(1))
+        assert y in labels[rows]
+
+
+def test_more_digits_than_there_are_is_refused():
+    with pytest.raises(ValueError, match="the digits are 1797, fewer than the 1798 of the parts"):
+        training.digit_splits(jax.random.key(0), (1000, 798))
+
+
+def test_an_epoch_sees_every_row_once():
+    rows = np.asarray(training.batches(jax.random.key(0), size=12, batch=4, steps=6))
+    assert rows.shape == (6, 4)
+    assert sorted(rows[:3].ravel()) == list(range(12))
+    assert sorted(rows[3:].ravel()) == list(range(12))
+    assert not np.array_equal(rows[:3], rows[3:])
+
+
+def test_an_incomplete_batch_is_left_out():
+    rows = np.asarray(training.batches(jax.random.key(0), size=10, batch=4, steps=5))
+    assert rows.shape == (5, 4)
+    for epoch in (rows[:2], rows[2:4]):
+        assert len(set(epoch.ravel())) == 8
+
+
+@pytest.mark.parametrize("batch", [0, 11])
+def test_a_batch_that_does_not_fit_is_refused(batch):
+    with pytest.raises(ValueError, match=r"batch must be in \[1, 10\]"):
+        training.batches(jax.random.key(0), size=10, batch=batch, steps=5)
+
+
+def test_fit_is_gradient_descent():
+    data = jnp.arange(4.0)
+    rows = jnp.array([[0, 1], [2, 3], [0, 3]])
+
+    def loss(params, rows, key):
+        return jnp.mean((params - data[rows]) ** 2)
+
+    params, losses, seen = training.fit(
+        loss, jnp.float32(1.0), optax.sgd(0.25), rows, jax.random.key(0), probe=lambda p: p
+    )
+    # 1 -> 1 - 0.5 (1 - 0.5) = 0.75 -> 0.75 - 0.5 (0.75 - 2.5) = 1.625 -> 1.625 - 0.5 (1.625 - 1.5) = 1.5625
+    np.testing.assert_allclose(seen, [0.75, 1.625, 1.5625])
+    np.testing.assert_allclose(params, 1.5625)
+    np.testing.assert_allclose(losses[0], 0.5)
+
+
+def test_every_step_gets_its_own_key():
+    def loss(params, rows, key):
+        return params * 0 + jax.random.uniform(key)
+
+    rows = jnp.zeros((8, 1), jnp.int32)
+    _, losses, _ = training.fit(loss, jnp.float32(0.0), optax.sgd(0.1), rows, jax.random.key(0))
+    assert len(np.unique(losses)) == 8
+
+
+def test_accuracy_counts_the_largest_logit():
+    logits = jnp.array([[1.0, 2.0], [3.0, 0.0], [0.0, 1.0]])
+    assert float(training.accuracy(logits, jnp.array([1, 0, 0]))) == pytest.approx(2 / 3)
+    np.testing.assert_allclose(training.cross_entropy(jnp.zeros((1, 4)), jnp.array([2])), [np.log(4)], rtol=1e-6)
+
+
+def test_the_perceptron_takes_masks_of_its_hidden_layers():
+    model = training.perceptron((8, 6), activation="tanh", head_bias=False)
+    params = model.init(jax.random.key(0))
+    assert "bias" not in params["last"]
+    assert params["layer_1"]["kernel"].shape == (8, 6)
+    x = jax.random.normal(jax.random.key(1), (5, 64))
+    plain = model.apply(params, x)
+    assert plain["logits"].shape == (5, 10)
+    assert [h.shape for h in plain["hidden"]] == [(5, 8), (5, 6)]
+    np.testing.assert_allclose(plain["features"] @ params["last"]["kernel"], plain["logits"], rtol=1e-5, atol=1e-6)
+    masked = model.apply(params, x, masks=(None, jnp.arange(6) < 2))
+    assert float(jnp.abs(masked["features"][:, 2:]).max()) == 0.0
+    np.testing.assert_allclose(masked["hidden"][0], plain["hidden"][0])
+    first = jnp.tanh(x @ params["layer_0"]["kernel"] + params["layer_0"]["bias"])
+    np.testing.assert_allclose(first, plain["hidden"][0], rtol=1e-4, atol=1e-5)
+
+
+def test_an_unknown_activation_is_refused():
+    with pytest.raises(ValueError, match=r"model.activation must be one of gelu, relu, tanh, got 'sine'"):
+        training.perceptron((8,), activation="sine")
