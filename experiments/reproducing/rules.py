@@ -13,7 +13,7 @@ from experiments.reproducing.catalogue import several
 REPRODUCED, PARTLY, NOT_REPRODUCED = "reproduced", "partly reproduced", "not reproduced"
 RESAMPLES, BOOTSTRAP_SEED = 10_000, 0
 CONFIDENCE = 0.95
-ROUNDING = 1e-9  # relative, that a number may miss its bound by
+ROUNDING = 1e-7  # relative, that a number may miss its bound by: kept results have seven digits
 
 Numbers = Mapping[str, Mapping[str, Sequence[float]]]  # arm, metric, a value for each seed
 
@@ -56,10 +56,14 @@ def outcome(rule: Mapping[str, Any], numbers: Numbers) -> Outcome:
     high = np.inf if high is None else high
     with np.errstate(divide="ignore", invalid="ignore"):
         each = first if second is None else first - second if rule["compare"] == "difference" else first / second
+        # A difference is as coarse as what it is made of.
+        slack = ROUNDING * (np.nan_to_num(np.max(np.abs(first))) if rule["compare"] == "difference" else 1.0)
 
         def within(values: Any) -> np.ndarray:
             values = np.asarray(values)
-            return (values >= low - ROUNDING * abs(low)) & (values <= high + ROUNDING * abs(high))
+            return (values >= low - max(slack, ROUNDING * abs(low))) & (
+                values <= high + max(slack, ROUNDING * abs(high))
+            )
 
         if rule["over"] in ("mean", "median"):
             middle = np.mean if rule["over"] == "mean" else np.median

@@ -8,6 +8,7 @@ import numpy as np
 from experiments import models
 from experiments.papers import nested_dropout as study
 from experiments.papers import training
+from tests.experiments.papers.smoke import smoke
 
 
 def test_symmetric_noise_exchanges_a_share_of_the_labels_for_other_classes():
@@ -65,3 +66,7 @@ def test_each_network_learns_from_what_the_other_trusts():
         for row in (*other, *half[half != chosen]):
             wrong = jax.grad(lambda kernel, row=row: losses(kernel, row[None])[0])(kernels[learner])
             assert not np.allclose(gradient, wrong, atol=1e-3)
+
+
+def test_smoke(tmp_path):
+    smoke("nested_dropout", tmp_path)

@@ -8,6 +8,7 @@ import pytest
 from configs.papers import sparse_iso_flop as paper
 from experiments.papers import sparse_iso_flop as study
 from mlfuncs import sparsity
+from tests.experiments.papers.smoke import smoke
 
 OPTIMIZER = optax.chain(optax.add_decayed_weights(0.1), optax.trace(0.9), optax.scale(-0.5))
 
@@ -75,3 +76,7 @@ def test_a_corner_keeps_the_scale_of_its_fan_in():
     part = study.corner(layer, (2, 3))
     np.testing.assert_array_equal(part["kernel"], 2 * np.ones((2, 3)))
     np.testing.assert_array_equal(part["bias"], [0, 1, 2])
+
+
+def test_smoke(tmp_path):
+    smoke("sparse_iso_flop", tmp_path)

@@ -95,6 +95,10 @@ def test_one_seed_has_no_interval():
 def test_a_bound_met_up_to_rounding_is_met():
     assert rules.outcome(check("x", "score", "a", at_least=0.3), {"a": {"score": [0.1 + 0.2 - 1e-16]}}).holds
     assert rules.outcome(check("x", "score", "a", at_least=-0.3), {"a": {"score": [-0.3 - 1e-12]}}).holds
+    equal = {"a": {"score": [0.9546646, 0.1]}, "b": {"score": [0.9546645, 0.1000001]}}
+    assert rules.outcome(check("x", "score", "a", "b", at_least=0.0), equal).holds
+    assert rules.outcome(check("x", "score", "b", "a", at_least=0.0), equal).holds
+    assert not rules.outcome(check("x", "score", "a", "b", at_least=1e-6), equal).holds
 
 
 def test_a_division_by_zero_is_no_success():
