@@ -57,7 +57,7 @@ def outcome(rule: Mapping[str, Any], numbers: Numbers) -> Outcome:
     with np.errstate(divide="ignore", invalid="ignore"):
         each = first if second is None else first - second if rule["compare"] == "difference" else first / second
         # A difference is as coarse as what it is made of.
-        slack = ROUNDING * (np.nan_to_num(np.max(np.abs(first))) if rule["compare"] == "difference" else 1.0)
+        slack = ROUNDING * (np.nan_to_num(np.max(np.abs(first))) if rule["compare"] == "difference" else 0.0)
 
         def within(values: Any) -> np.ndarray:
             values = np.asarray(values)
