@@ -69,6 +69,10 @@ def _reason(error: BaseException) -> str:
     return line if len(line) <= SHOWN else f"{line[: SHOWN // 2]} ... {line[-SHOWN // 2 :]}"
 
 
+class NewerFormat(UserError):
+    """A whole checkpoint that only a newer version can read: no damage, and none before it may stand in for it."""
+
+
 class Checkpoints:
     """`workdir/checkpoints`: the newest `keep` states, each with what the host must remember.
 
@@ -173,26 +177,29 @@ class Checkpoints:
     def restore(self, step: int, like: Any, shardings: Any) -> tuple[Any, dict[str, Any]]:
         """State and host data of a step; `like` gives shapes and types, `shardings` (one, or a tree) the places."""
         abstract = _abstract(like, shardings)
-        arguments = ocp.args.Composite(state=ocp.args.StandardRestore(abstract), host=ocp.args.JsonRestore())
         where = self.folder / str(step)
         try:
-            restored = self._manager.restore(step, args=arguments)
-            self._check_format(step, restored.host)
-            ours, theirs = _digests(restored.state), restored.host["digest"]
+            beside = self._beside(step)
+            arguments = ocp.args.Composite(state=ocp.args.StandardRestore(abstract))
+            state = self._manager.restore(step, args=arguments).state
+            ours, theirs = _digests(state), beside["digest"]
             if list(ours.values()) != (list(theirs.values()) if isinstance(theirs, dict) else theirs):
                 raise ValueError("its bytes are not those that were written")
         except UserError:
             raise
         except Exception as error:
             raise UserError(f"checkpoint {where} can't be read ({_reason(error)})") from error
-        return restored.state, restored.host["host"]
+        return state, beside["host"]
 
-    def _check_format(self, step: int, beside: Any) -> None:
+    def _beside(self, step: int) -> Any:
+        """What lies beside the state; to be read first, for the state of a newer format may be anything."""
+        beside = self._manager.restore(step, args=ocp.args.Composite(host=ocp.args.JsonRestore())).host
         if int(beside["format"]) > FORMAT:
-            raise UserError(
+            raise NewerFormat(
                 f"checkpoint {self.folder / str(step)} has format {beside['format']}, "
                 "made by a newer version that knows how to read it"
             )
+        return beside
 
     def check_part(self, step: int, part: str, like: Any) -> None:
         """Refuses a field of the state whose leaves or shapes are not those of `like`, and lists them.
@@ -202,8 +209,11 @@ class Checkpoints:
         """
         where = self.folder / str(step)
         try:
+            self._beside(step)
             stored = ocp.PyTreeCheckpointHandler().metadata(where / "state").tree.get(part, {})
             there = {path: tuple(leaf.shape) for path, leaf in _by_path(stored).items()}
+        except UserError:
+            raise
         except Exception as error:
             raise UserError(f"checkpoint {where} can't be read ({_reason(error)})") from error
         here = {path: tuple(leaf.shape) for path, leaf in _by_path(like).items()}
@@ -230,13 +240,11 @@ class Checkpoints:
         abstract = {part: _abstract(like, shardings)}
         places = ocp.checkpoint_utils.construct_restore_args(abstract)
         arguments = ocp.args.Composite(
-            state=ocp.args.PyTreeRestore(item=abstract, restore_args=places, partial_restore=True),
-            host=ocp.args.JsonRestore(),
+            state=ocp.args.PyTreeRestore(item=abstract, restore_args=places, partial_restore=True)
         )
         try:
+            written = self._beside(step)["digest"]
             restored = self._manager.restore(step, args=arguments)
-            self._check_format(step, restored.host)
-            written = restored.host["digest"]
             ours = _digests(restored.state)
             if isinstance(written, dict) and ours != {path: written[path] for path in ours}:
                 raise ValueError("its bytes are not those that were written")
@@ -252,12 +260,14 @@ class Checkpoints:
         None where there is none. With `set_aside` unreadable ones are renamed, so that their steps can be saved again.
 
         Raises:
-          UserError: there are checkpoints, and none can be read.
+          UserError: there are checkpoints, and none can be read, or the newest is of a newer format.
         """
         failures: list[tuple[int, UserError]] = []
         for step in reversed(self.steps()):
             try:
                 state, host = self.restore(step, like, shardings)
+            except NewerFormat:
+                raise
             except UserError as error:
                 failures.append((step, error))
                 continue

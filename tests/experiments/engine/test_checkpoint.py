@@ -184,14 +184,38 @@ def test_nothing_to_restore(tmp_path):
     checkpoints.close()
 
 
-def test_a_newer_format_is_named(tmp_path, monkeypatch):
-    monkeypatch.setattr(checkpoint, "FORMAT", checkpoint.FORMAT + 1)
+@pytest.fixture
+def newer(tmp_path, monkeypatch):
+    """A folder whose newest checkpoint has a newer format and another state, and the one before does not."""
     saved(tmp_path, [1])
-    monkeypatch.undo()
+    monkeypatch.setattr(checkpoint, "FORMAT", checkpoint.FORMAT + 1)
     checkpoints = Checkpoints(tmp_path, keep=3)
-    with pytest.raises(UserError, match=r"checkpoints/1 has format 3, made by a newer version"):
-        checkpoints.restore(1, state_at(0), everywhere())
+    checkpoints.save(2, {"packed": jnp.ones(7)}, HOST)
     checkpoints.close()
+    monkeypatch.undo()
+    return tmp_path
+
+
+NEWER = r"checkpoints/2 has format 3, made by a newer version"
+
+
+def test_a_newer_format_is_named(newer):
+    checkpoints = Checkpoints(newer, keep=3)
+    like = state_at(0)
+    with pytest.raises(UserError, match=NEWER):
+        checkpoints.restore(2, like, everywhere())
+    with pytest.raises(UserError, match=NEWER):
+        checkpoints.restore_part(2, "params", like.params, everywhere())
+    checkpoints.close()
+
+
+def test_a_newer_format_is_no_damage(newer, capsys):
+    checkpoints = Checkpoints(newer, keep=3)
+    with pytest.raises(UserError, match=NEWER):
+        checkpoints.restore_newest(state_at(0), everywhere(), set_aside=True)
+    checkpoints.close()
+    assert {path.name for path in (newer / "checkpoints").iterdir()} == {"1", "2"}
+    assert capsys.readouterr().err == ""
 
 
 @pytest.mark.parametrize("like", [{"another": jnp.zeros((64, 5))}, {"weight": jnp.zeros((64, 6))}])
