@@ -33,7 +33,7 @@ class Estimate(NamedTuple):
 
     @property
     def fits(self) -> bool:
-        return self.needed <= self.chip.memory
+        return self.compiled and self.needed <= self.chip.memory
 
     @property
     def compute_seconds(self) -> float:

@@ -15,6 +15,8 @@ UNKNOWN = "not compiled"
 
 def plain(found: Estimate, steps: int) -> dict[str, Any]:
     """The numbers of a plan; what the compiler could not say is null."""
+    seconds = found.step_seconds if found.compiled else None
+    total = None if seconds is None else steps * seconds
     return {
         "topology": found.topology.name,
         "chips": found.devices,
@@ -33,10 +35,10 @@ def plain(found: Estimate, steps: int) -> dict[str, Any]:
         "compute_seconds": found.compute_seconds,
         "memory_seconds": found.memory_seconds if found.compiled else None,
         "collective_seconds": found.collective_seconds if found.compiled else None,
-        "step_seconds": found.step_seconds,
+        "step_seconds": seconds,
         "steps": steps,
-        "total_seconds": steps * found.step_seconds,
-        "chip_hours": steps * found.step_seconds * found.devices / 3600,
+        "total_seconds": total,
+        "chip_hours": None if total is None else total * found.devices / 3600,
     }
 
 

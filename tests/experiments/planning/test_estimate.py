@@ -3,7 +3,7 @@
 import ml_collections
 import pytest
 
-from experiments.planning import chips, estimate
+from experiments.planning import chips, estimate, report
 from experiments.planning.chips import CHIPS, GIB
 
 POD = chips.parse("v5e:4x4")
@@ -61,6 +61,18 @@ def test_a_program_that_the_compiler_refused():
     assert not found.compiled
     assert found.needed == pytest.approx(22.8 * GIB)
     assert found.step_seconds == pytest.approx(1)  # of FLOPs alone
+    # The size that the compiler names may round to that of the memory.
+    assert not estimate.estimate(numbers(needed_bytes=15.75 * GIB), POD).fits
+
+
+def test_times_of_a_step_that_was_not_compiled_are_unknown():
+    unknown = {"memory_traffic_bytes", "collective_bytes", "memory_seconds", "collective_seconds"}
+    unknown |= {"step_seconds", "total_seconds", "chip_hours"}
+    refused = report.plain(estimate.estimate(numbers(needed_bytes=22.8 * GIB), POD), 3600)
+    assert {name for name, value in refused.items() if value is None} == unknown
+    compiled = report.plain(estimate.estimate(numbers(**COMPILED), POD), 3600)
+    assert compiled["chip_hours"] == pytest.approx(2.01 * 16)
+    assert compiled["total_seconds"] == pytest.approx(3600 * 2.01)
 
 
 def flags(config, numbers, topology=POD):
