@@ -31,7 +31,7 @@ _PROCESS_ID = flags.DEFINE_integer("process_id", -1, "which of them this one is"
 
 def main() -> None:
     from experiments import runs, tasks  # after the flags are parsed: a typing error answers at once
-    from experiments.engine import hosts
+    from experiments.engine import hosts, report
 
     config = tasks.resolve(command_line.given_config(_CONFIG))
     workdir = Path(_WORKDIR.value)
@@ -42,8 +42,8 @@ def main() -> None:
     runs.train(config, workdir)
     if not hosts.first():
         return
-    pictures = sorted(workdir.glob("samples_*.png"), key=lambda path: int(path.stem.rsplit("_", 1)[1]))
-    shown = f"pictures {pictures[-1]}, {workdir / 'curves.png'}; " if pictures else f"curves {workdir / 'curves.png'}; "
+    samples, curves = report.newest_samples(workdir), workdir / "curves.png"
+    shown = f"pictures {samples}, {curves}; " if samples else f"curves {curves}; "
     print(f"done at step {config.steps}: {shown}checkpoint {workdir / 'checkpoints' / str(config.steps)}")
 
 

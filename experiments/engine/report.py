@@ -9,6 +9,14 @@ from experiments.engine.logs import Display, Records
 from experiments.engine.task import Panels
 
 
+def newest_samples(workdir: Path) -> Path | None:
+    """The picture of the latest evaluation; others that somebody has put beside it do not count."""
+    steps = {path: path.stem.rpartition("_")[2] for path in workdir.glob("samples_*.png")}
+    return max(
+        (path for path, step in steps.items() if step.isdigit()), key=lambda path: int(steps[path]), default=None
+    )
+
+
 class Report:
     """Says nothing in the processes other than the first."""
 
