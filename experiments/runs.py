@@ -43,8 +43,6 @@ def prepare(config: ml_collections.ConfigDict) -> Run:
             raise RuntimeError(f"the {needed.task} run that this one needs has failed") from error
 
     loop.check_limits(config)
-    if config.accumulate < 1:
-        raise UserError(f"config.accumulate must be >= 1, got {config.accumulate}")
     # Refused now, before anything is trained.
     mesh.make(config.mesh, config.parallel, config.batch_size, config.accumulate)
     world = worlds.build(config.data, trained)

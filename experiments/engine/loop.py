@@ -144,7 +144,8 @@ def _next_boundary(step: int, config: ml_collections.ConfigDict) -> int:
 
 def check_limits(config: ml_collections.ConfigDict) -> None:
     """The fields that every run has, before anything is computed."""
-    for name, low in (("batch_size", 1), ("steps", 1), ("log_every", 1), ("evaluate_every", 0), ("seed", 0)):
+    lowest = {"batch_size": 1, "steps": 1, "log_every": 1, "evaluate_every": 0, "seed": 0, "accumulate": 1}
+    for name, low in lowest.items():
         if config[name] < low:
             raise UserError(f"config.{name} must be >= {low}, got {config[name]}")
     checkpoint = config.checkpoint

@@ -35,7 +35,7 @@ class Program(NamedTuple):
 def make(config: ml_collections.ConfigDict, devices: Sequence[Any]) -> Program:
     """One step of a resolved config on these devices. Nothing is read, trained or computed."""
     config = ml_collections.ConfigDict(config.to_dict())
-    config.evaluate_every = 0
+    config.evaluate_every, config.checkpoint.best = 0, ""
     loop.check_limits(config)
     mesh = meshes.make(config.mesh, config.parallel, config.batch_size, config.accumulate, devices=devices)
     world = worlds.describe(config.data, _stand_ins(lambda task: jax.eval_shape(task.init, _key())))

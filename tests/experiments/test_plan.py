@@ -95,6 +95,7 @@ def test_mistakes_are_one_line(arguments, match):
         ({"batch_size": 4096}, "larger than the data"),
         ({"model.width": 0}, "model.width"),
         ({"log_every": 0}, "config.log_every"),
+        ({"accumulate": 0}, "config.accumulate must be >= 1, got 0"),
         ({"data.name": "nosuch"}, "unknown config.data.name 'nosuch'"),
     ],
 )
@@ -130,6 +131,7 @@ TINY = {
         ("consistency/latent_digits", {}),
         ("consistency/digits", {"method": "easy_tuning"}),
         ("classification/digits", {}),
+        ("classification/digits", {"evaluate_every": 10, "checkpoint.best": "test_accuracy"}),
     ],
 )
 def test_nothing_but_shapes_is_needed(name, fields, tmp_path, monkeypatch):

@@ -45,6 +45,7 @@ def settings(**fields):
         "checkpoint": {"every": 0, "keep": 3},
         "mesh": {"data": 1},
         "parallel": "jit",
+        "accumulate": 1,
     }
     return ml_collections.ConfigDict({**config, **fields})
 
@@ -348,6 +349,7 @@ def test_a_loss_that_is_no_number_before_any_checkpoint(step, value, name, tmp_p
         ({"log_every": 0}, "config.log_every must be >= 1, got 0"),
         ({"evaluate_every": -1}, "config.evaluate_every must be >= 0, got -1"),
         ({"seed": -1}, "config.seed must be >= 0, got -1"),
+        ({"accumulate": 0}, "config.accumulate must be >= 1, got 0"),
         (
             {"checkpoint": {"every": -1, "keep": 1}},
             "config.checkpoint.every must be >= 0 (0: only at the end), got -1",
