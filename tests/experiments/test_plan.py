@@ -2,7 +2,6 @@
 
 import json
 import os
-import pathlib
 
 import jax
 import numpy as np
@@ -180,12 +179,22 @@ def test_a_worker_that_fails_is_one_line():
     assert "status 3" in worker._last_line("", 3)
 
 
-def test_programs_leave_the_tpu_library_alone(monkeypatch):
-    if pathlib.Path("/dev/accel0").exists():
-        pytest.skip("there is a TPU")
+@pytest.mark.parametrize(
+    ("maker", "accelerators", "told"),
+    [
+        ("0x8086", [], "0"),
+        (command_line.GOOGLE, [], None),
+        ("0x8086", ["/dev/accel0"], None),
+    ],
+)
+def test_programs_without_a_tpu_leave_its_library_alone(maker, accelerators, told, monkeypatch, tmp_path):
+    vendor = tmp_path / "vendor"
+    vendor.write_text(f"{maker}\n")
+    found = {"/sys/bus/pci/devices/*/vendor": [str(vendor)], "/dev/accel*": accelerators}
+    monkeypatch.setattr(command_line.glob, "glob", lambda pattern: found.get(pattern, []))
     monkeypatch.delenv("TPU_LOAD_LIBRARY", raising=False)
     command_line._leave_the_tpu_library()
-    assert os.environ.pop("TPU_LOAD_LIBRARY", "0") == "0"
+    assert os.environ.pop("TPU_LOAD_LIBRARY", None) == told
 
 
 @needs_compiler
