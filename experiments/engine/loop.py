@@ -142,6 +142,13 @@ def _next_boundary(step: int, config: ml_collections.ConfigDict) -> int:
     return min([config.steps, *((step // period + 1) * period for period in periods if period)])
 
 
+def _saves(start: int, config: ml_collections.ConfigDict, best: str) -> int:
+    """How many checkpoints are to come: the periodic ones, where the best is kept those of evaluations, and the last."""
+    periods = [config.checkpoint.every, config.evaluate_every if best else 0]
+    steps = {step for p in periods if p for step in range((start // p + 1) * p, config.steps, p)}
+    return len(steps) + 1
+
+
 def check_limits(config: ml_collections.ConfigDict) -> None:
     """The fields that every run has, before anything is computed."""
     lowest = {"batch_size": 1, "steps": 1, "log_every": 1, "evaluate_every": 0, "seed": 0, "accumulate": 1}
@@ -187,7 +194,7 @@ def train(
         return state
 
     every = config.checkpoint.every
-    checkpoints.check_space(state, saves=math.ceil((config.steps - start) / every) if every else 1)
+    checkpoints.check_space(state, saves=_saves(start, config, checkpoints.best))
     feed = Feed(split, mesh, config, start)
     interval, key = make_interval(task, feed.fetch, mesh, config.parallel), stream_key(config, TRAIN)
     pace = Pace(feed.room)

@@ -236,6 +236,18 @@ def test_the_best_state_is_kept(mode, kept, tmp_path):
     assert {path.name for path in (tmp_path / "checkpoints").iterdir()} == kept
 
 
+@pytest.mark.parametrize(
+    ("every", "evaluate_every", "name", "saves"),
+    [(0, 4, "", 1), (0, 4, "score", 3), (6, 4, "score", 4), (4, 4, "score", 3), (5, 4, "", 3), (5, 0, "", 3)],
+)
+def test_room_is_asked_for_every_save(every, evaluate_every, name, saves, tmp_path, monkeypatch):
+    asked = []
+    monkeypatch.setattr(Checkpoints, "check_space", lambda self, state, saves: asked.append(saves))
+    kept = {"every": every, "keep": 9, "best": name}
+    trained(tmp_path, evaluate_every=evaluate_every, checkpoint=kept)
+    assert asked == [saves] == [len(list((tmp_path / "checkpoints").iterdir()))]
+
+
 def test_an_unknown_metric_is_named_with_the_known_ones(tmp_path):
     message = r"^unknown metric in config\.checkpoint\.best 'fid'; known: drawn, score$"
     with pytest.raises(UserError, match=message):
