@@ -26,6 +26,7 @@ class Coder(NamedTuple):
 
 def build(config: ml_collections.ConfigDict, world: World, trained: Trained) -> Task:
     del trained
+    common.check_best(config, ["test_error"])
     model = models.build(config.model, example_shape=world.example_shape, num_classes=world.num_classes)
     optimizer = common.make_optimizer(config.optimizer, config.steps)
 

@@ -22,6 +22,7 @@ TEST_BATCH = 512
 
 def build(config: ml_collections.ConfigDict, world: World, trained: Trained) -> Task:
     del trained
+    common.check_best(config, ["test_accuracy"])
     if world.num_classes < 2:
         raise UserError(f"config.data: classification needs labels, and {config.data.name!r} has none")
     model = models.build(config.model, example_shape=world.example_shape, num_classes=world.num_classes)

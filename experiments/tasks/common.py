@@ -1,6 +1,6 @@
 """What tasks share: the training state, optimisers, batches, and the judge of generated examples."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
 import jax
@@ -73,6 +73,13 @@ def check(config: ml_collections.ConfigDict) -> None:
     for name in ("block", "pictured"):
         if config.evaluation[name] < 1:
             raise UserError(f"config.evaluation.{name} must be >= 1, got {config.evaluation[name]}")
+
+
+def check_best(config: ml_collections.ConfigDict, measured: Iterable[str]) -> None:
+    """Refuses a `checkpoint.best` that is none of the metrics of evaluations, before anything is trained."""
+    best = config.checkpoint.best
+    if best and best not in (measured := list(measured)):
+        raise unknown("metric in config.checkpoint.best", best, measured)
 
 
 def make_optimizer(config: ml_collections.ConfigDict, steps: int) -> optax.GradientTransformation:

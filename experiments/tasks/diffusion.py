@@ -34,6 +34,7 @@ def build(config: ml_collections.ConfigDict, world: World, trained: Trained) -> 
     for steps in evaluation.steps:
         if steps < 1:
             raise UserError(f"config.evaluation.steps must be >= 1, got {steps}")
+    common.check_best(config, (f"frechet_distance_{name}" for name in (*evaluation.steps, "floor")))
     judge = common.Judge(config, world, trained) if config.evaluate_every else None
 
     def init(key: Array) -> TrainState:

@@ -250,6 +250,11 @@ def test_a_run_without_best_has_none_to_give(source):
             {"checkpoint.best": "fid"},
             "config.checkpoint.best 'fid' is measured by evaluations: set config.evaluate_every",
         ),
+        (
+            {"evaluate_every": 2, "checkpoint.best": "fid"},
+            "unknown metric in config.checkpoint.best 'fid'; known: frechet_distance_1, frechet_distance_2, "
+            "frechet_distance_floor",
+        ),
         ({"checkpoint.best_mode": "least"}, "unknown config.checkpoint.best_mode 'least'; known: max, min"),
     ],
 )

@@ -38,6 +38,7 @@ def build(config: ml_collections.ConfigDict, world: World, trained: Trained) -> 
     choose(config, "solver", {name: name for name in SOLVERS})
     common.check(config)
     levels = _evaluation_levels(config)
+    common.check_best(config, (f"frechet_distance_{name}" for name in (*levels, "floor")))
 
     denoiser, pretrained, model_config = None, None, config.model
     if c.initialize_from_teacher or c.loss == "consistency_distillation_loss":

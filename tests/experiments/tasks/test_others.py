@@ -106,6 +106,9 @@ def test_gradients_are_clipped():
     np.testing.assert_allclose(update, [-3.0, -4.0], rtol=1e-6)
 
 
+BEST = {"evaluate_every": 1, "checkpoint.best": "fid"}
+
+
 @pytest.mark.parametrize(
     ("name", "overrides", "match"),
     [
@@ -116,6 +119,9 @@ def test_gradients_are_clipped():
         ("autoencoding/digits", {"model.latent": 0}, "model.latent"),
         ("diffusion/digits", {"evaluate_every": 1, "evaluation.split": "dev"}, "evaluation.split"),
         ("diffusion/digits", {"evaluate_every": 1, "evaluation.samples": 1}, "evaluation.samples"),
+        ("diffusion/digits", {**BEST, "evaluation.features": {}}, "'fid'; known: frechet_distance_18, frechet_"),
+        ("classification/digits", BEST, "'fid'; known: test_accuracy"),
+        ("autoencoding/digits", BEST, "'fid'; known: test_error"),
     ],
 )
 def test_mistakes_in_a_config_are_named(name, overrides, match):
