@@ -296,8 +296,9 @@ class Checkpoints:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        # What is being written waits for all processes, and after an error some may have gone.
-        if kind is None or issubclass(kind, Stopped) or not hosts.several():
+        # What is being written waits for all processes, and after an error some may have gone; an interrupt does not wait.
+        awaited = kind is None or issubclass(kind, Stopped) or not hosts.several()
+        if awaited and not (kind and issubclass(kind, KeyboardInterrupt)):
             self.close()
 
     def wait(self) -> None:
@@ -315,8 +316,10 @@ class Checkpoints:
         """Waits as `wait` does; nothing can be saved afterwards."""
         try:
             self.wait()
-        finally:
+        except Exception:
             self._manager.close()
+            raise
+        self._manager.close()
 
 
 def _abstract(like: Any, shardings: Any) -> Any:

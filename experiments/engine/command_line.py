@@ -118,7 +118,7 @@ def run(main: Callable[[], None], *, required: Sequence[str] = (), positional: b
         sys.exit(EXIT_SIGNAL + stopped.number)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
-        _exit(EXIT_INTERRUPTED)
+        _exit(EXIT_INTERRUPTED, at_once=True)  # not waiting for what threads still write
     except BrokenPipeError:
         # The reader of a pipe has gone (`| head`): nothing is left to say.
         with contextlib.suppress(OSError):

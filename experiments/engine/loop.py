@@ -209,7 +209,7 @@ def train(
         checkpoints.save(step, state, {**pending, "next_example": step * config.batch_size}, metrics)
         saved = step
 
-    with checkpoints, StopRequest() as stop, Report(workdir, config.steps, start, label) as report:
+    with StopRequest() as stop, checkpoints, Report(workdir, config.steps, start, label) as report:
         while step < config.steps:
             count, heard = pace.next(step, _next_boundary(step, config), stop.received or 0)
             if heard:
