@@ -55,24 +55,27 @@ def obtain(config: ml_collections.ConfigDict, cache_dir: Path) -> Run:
     config = tasks.resolve(config)
     config.cache_dir = str(cache_dir)
     workdir = cache_dir / f"{config.task}-{configuration.fingerprint(config)}"
-    run = train(config, workdir, wait=True)._replace(workdir=workdir)
+    run = train(config, workdir, needed=True)._replace(workdir=workdir)
     # On a host: what another program closes over must not be spread over processes.
     return run._replace(state=jax.device_get(hosts.local(run.state))) if hosts.several() else run
 
 
-def train(config: ml_collections.ConfigDict, workdir: Path, *, wait: bool = False) -> Run:
+def train(config: ml_collections.ConfigDict, workdir: Path, *, needed: bool = False) -> Run:
     """Trains a resolved config in `workdir`, going on from what is there.
 
-    Two processes never write one workdir: the second is refused, or with `wait` stands by until the first is done.
+    Two processes never write one workdir: the second is refused, or where the run is `needed` by another stands by until
+    the first is done.
     """
-    with _opened(config, workdir, wait=wait):
+    with _opened(config, workdir, wait=needed):
         run = prepare(config)
         begun = any(path.name.isdigit() for path in (workdir / "checkpoints").glob("*"))
         adopt = _adopting(Path(config.init_from), workdir, run.task) if config.init_from and not begun else None
         # Only now: a config that can't be run leaves nothing behind that would refuse its corrected form.
         if hosts.first():
             configuration.save(config, workdir)
-        state = loop.train(run.task, run.world.train, config, workdir, label=config.task, adopt=adopt)
+        state = loop.train(
+            run.task, run.world.train, config, workdir, label=config.task, adopt=adopt, followed=needed
+        )
         return run._replace(state=state)
 
 

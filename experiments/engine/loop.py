@@ -181,10 +181,13 @@ def train(
     workdir: Path,
     label: str,
     adopt: Callable[[State], State] | None = None,
+    *,
+    followed: bool = False,
 ) -> State:
     """Trains `task` to `config.steps` in `workdir`, from its newest checkpoint if it has one.
 
-    A state that is new goes through `adopt` first.
+    A state that is new goes through `adopt` first. Where this run is `followed` by another, a signal that comes while it
+    ends stops both.
     """
     mesh = meshes.make(config.mesh, config.parallel, config.batch_size)
     checkpoints = open_checkpoints(config, workdir, clean=True)
@@ -244,6 +247,9 @@ def train(
             best = _best(checkpoints.best, measured)
             if best or finished or _due(step, every, finished):
                 save(best)
+        heard = int(hosts.gathered(np.array(stop.received or 0, np.int32)).max()) if followed else 0
+        if heard:
+            raise Stopped(_how_to_go_on(heard, step, config.steps, checkpoints), heard)
     return state
 
 

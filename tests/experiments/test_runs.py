@@ -5,6 +5,7 @@ import os
 import pathlib
 import re
 import shutil
+import signal
 
 import jax
 import ml_collections
@@ -18,6 +19,7 @@ from experiments.engine import configuration, loop, pictures
 from experiments.engine import mesh as meshes
 from experiments.engine.checkpoint import Checkpoints
 from experiments.engine.errors import UserError
+from experiments.engine.stopping import Stopped
 from tests.experiments.helpers import ROOT, SMALL_MLP, only_line, program, small
 
 FIELDS = {
@@ -234,6 +236,21 @@ def test_sampling_from_the_best(best_run, tmp_path):
     }
     assert apart.pop(2) <= 3
     assert min(apart.values()) > 10
+
+
+def test_a_signal_at_the_end_of_a_run_that_another_needs(tmp_path, monkeypatch):
+    """In its last evaluation: it is whole, and the run that needs it does not begin."""
+
+    def measured(task, state, config, step):
+        os.kill(os.getpid(), signal.SIGTERM)
+        return {"test_accuracy": 1.0}, {}
+
+    monkeypatch.setattr(loop, "evaluate", measured)
+    config = small("classification/digits", evaluate_every=4)
+    with pytest.raises(Stopped, match=r"^stopped by SIGTERM at step 4 of 4; saved \S+/checkpoints/4\. The same command"):
+        runs.obtain(config, tmp_path)
+    again = runs.obtain(config, tmp_path)
+    assert int(again.state.step) == 4
 
 
 def test_a_run_without_best_has_none_to_give(source):
