@@ -73,9 +73,7 @@ def train(config: ml_collections.ConfigDict, workdir: Path, *, needed: bool = Fa
         # Only now: a config that can't be run leaves nothing behind that would refuse its corrected form.
         if hosts.first():
             configuration.save(config, workdir)
-        state = loop.train(
-            run.task, run.world.train, config, workdir, label=config.task, adopt=adopt, followed=needed
-        )
+        state = loop.train(run.task, run.world.train, config, workdir, label=config.task, adopt=adopt, followed=needed)
         return run._replace(state=state)
 
 

@@ -135,6 +135,11 @@ class Checkpoints:
         """Where the newest good state lies, in words; step 0: nowhere yet."""
         return f"last good checkpoint: {self.folder / str(step)}" if step else "no checkpoint was made yet"
 
+    def last_good(self, step: int) -> str:
+        """`at`, when the save of that step is whole. Of several processes all must call it: each waits for the others."""
+        self.wait()
+        return self.at(step)
+
     def check_space(self, state: Any, saves: int) -> None:
         """Refuses a run whose checkpoints, `saves` more of them, the disk can't hold.
 

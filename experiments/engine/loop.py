@@ -208,7 +208,7 @@ def train(
         nonlocal saved
         # A finite loss says nothing of the update made from it, and a bad state must not replace a good one.
         if not meshes.on_host(is_finite, state):
-            raise UserError(f"the parameters are no numbers at step {step}; {checkpoints.at(saved)}. {ADVICE}")
+            raise UserError(f"the parameters are no numbers at step {step}; {checkpoints.last_good(saved)}. {ADVICE}")
         checkpoints.save(step, state, {**pending, "next_example": step * config.batch_size}, metrics)
         saved = step
 
@@ -221,7 +221,7 @@ def train(
                 raise Stopped(_how_to_go_on(heard, step, config.steps, checkpoints), heard)
             state, seconds, metrics = advance(interval, feed, state, key, step, count)
             pace.took(count, seconds)
-            _check_finite(metrics["loss"], step, checkpoints.at(saved))
+            _check_finite(metrics["loss"], step, lambda: checkpoints.last_good(saved))
             pending = _accumulate(pending, metrics)
             timed = {"steps": timed["steps"] + count, "seconds": timed["seconds"] + seconds}
             step += count
@@ -342,9 +342,9 @@ def is_finite(state: State) -> Array:
     return jnp.all(jnp.array([jnp.all(jnp.isfinite(leaf)) for leaf in floats]))
 
 
-def _check_finite(losses: np.ndarray, first_step: int, last_good: str) -> None:
+def _check_finite(losses: np.ndarray, first_step: int, last_good: Callable[[], str]) -> None:
     bad = np.flatnonzero(~np.isfinite(losses))
     if bad.size:
         step = first_step + int(bad[0]) + 1
         value = "inf" if math.isinf(losses[bad[0]]) else "nan"
-        raise UserError(f"the loss is {value} at step {step}; {last_good}. {ADVICE}")
+        raise UserError(f"the loss is {value} at step {step}; {last_good()}. {ADVICE}")

@@ -172,6 +172,18 @@ def test_when_one_is_killed_the_other_ends_and_both_go_on(folder, start, togethe
     assert numbers("killed") == numbers("run")
 
 
+def test_the_last_good_checkpoint_of_both_is_whole(folder, start):
+    fields = {"method": "training", "optimizer.learning_rate": 1e30, "checkpoint.every": 1}
+    codes, errors = ended(start("diverged", **fields))
+    assert codes == (2, 2)
+    assert errors[0] == errors[1]
+    good = folder / "diverged" / "checkpoints" / "1"
+    assert re.fullmatch(
+        rf"error: the (loss|parameters) .* at step 2; last good checkpoint: {good}\. Lower .*\n", errors[0]
+    )
+    assert [path.name for path in good.parent.iterdir()] == ["1"]
+
+
 def test_a_signal_to_one_stops_both_at_one_step(folder, start, alone):
     """Of a run that streams its data, each process its own rows, and splits its state over four devices."""
     workdir = folder / "streamed"

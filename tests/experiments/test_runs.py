@@ -247,7 +247,9 @@ def test_a_signal_at_the_end_of_a_run_that_another_needs(tmp_path, monkeypatch):
 
     monkeypatch.setattr(loop, "evaluate", measured)
     config = small("classification/digits", evaluate_every=4)
-    with pytest.raises(Stopped, match=r"^stopped by SIGTERM at step 4 of 4; saved \S+/checkpoints/4\. The same command"):
+    with pytest.raises(
+        Stopped, match=r"^stopped by SIGTERM at step 4 of 4; saved \S+/checkpoints/4\. The same command"
+    ):
         runs.obtain(config, tmp_path)
     again = runs.obtain(config, tmp_path)
     assert int(again.state.step) == 4

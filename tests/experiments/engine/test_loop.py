@@ -323,6 +323,20 @@ def test_a_loss_that_is_no_number_stops_the_run(tmp_path):
     assert trained(tmp_path, **fields)[0]["weight"] == by_hand()[0][12]
 
 
+@pytest.mark.parametrize("found", ["loss", "parameters"])
+def test_several_processes_name_a_checkpoint_that_is_whole(found, tmp_path, monkeypatch):
+    """They end without a wait for each other: what is still being written when they end would stay a fragment."""
+    waited, wait = [], Checkpoints.wait
+    monkeypatch.setattr(loop.hosts, "several", lambda: True)
+    monkeypatch.setattr(Checkpoints, "wait", lambda self: waited.append(wait(self)))
+    if found == "parameters":
+        monkeypatch.setattr(loop, "is_finite", lambda state: state["step"] < 8)
+    task = breaks_at(8, np.nan) if found == "loss" else TASK
+    with pytest.raises(UserError, match=r"no numbers at step 8|is nan at step 8; last good checkpoint: .*/4"):
+        trained(tmp_path, task, checkpoint={"every": 4, "keep": 1})
+    assert waited
+
+
 def test_a_bad_state_never_replaces_a_good_checkpoint(tmp_path):
     """The loss of step 6 is finite; what its update made of the weight shows in the loss of step 7 alone."""
 
