@@ -38,6 +38,9 @@ def prepare(config: ml_collections.ConfigDict) -> Run:
     def trained(needed: ml_collections.ConfigDict) -> Run:
         try:
             return obtain(needed, Path(config.cache_dir))
+        except UserError as error:
+            # What it says of a config is of the other one.
+            raise type(error)(f"the {needed.task} run that this one needs{_place(config, needed)}: {error}") from error
         except ValueError as error:
             # Not a fault of this run's config, which is what a ValueError means while a task is built.
             raise RuntimeError(f"the {needed.task} run that this one needs has failed") from error
@@ -50,14 +53,32 @@ def prepare(config: ml_collections.ConfigDict) -> Run:
     return Run(config, world, tasks.build(config, world, trained))
 
 
+def _place(config: ml_collections.ConfigDict, needed: ml_collections.ConfigDict) -> str:
+    """Where in a config that of another run stands."""
+    sections: list[tuple[str, Any]] = [("config", config)]
+    while sections:
+        path, section = sections.pop()
+        if section is needed:
+            return f" ({path})"
+        sections += [(f"{path}.{name}", value) for name, value in section.items() if hasattr(value, "items")]
+    return ""
+
+
 def obtain(config: ml_collections.ConfigDict, cache_dir: Path) -> Run:
     """The finished run of a config that another run needs, trained now where the cache lacks it."""
     config = tasks.resolve(config)
     config.cache_dir = str(cache_dir)
+    _fit_mesh(config)
     workdir = cache_dir / f"{config.task}-{configuration.fingerprint(config)}"
     run = train(config, workdir, needed=True)._replace(workdir=workdir)
     # On a host: what another program closes over must not be spread over processes.
     return run._replace(state=jax.device_get(hosts.local(run.state))) if hosts.several() else run
+
+
+def _fit_mesh(config: ml_collections.ConfigDict) -> None:
+    """Lets a run go where its mesh does not: that of a run which was made elsewhere, or which only another one needs."""
+    loop.check_limits(config)
+    config.mesh = mesh.fitting(config.mesh, config.parallel, config.batch_size, config.accumulate)
 
 
 def train(config: ml_collections.ConfigDict, workdir: Path, *, needed: bool = False) -> Run:

@@ -35,11 +35,7 @@ def make(
     sizes: Mapping[str, int], parallel: str, batch_size: int, accumulate: int = 1, devices: Sequence[Any] | None = None
 ) -> Mesh:
     """The mesh of a config over all devices, or those given; the batch goes through it in `accumulate` parts."""
-    if parallel not in PARALLEL:
-        raise unknown("config.parallel", parallel, PARALLEL)
-    for axis in sizes:
-        if axis not in DEFAULTS:
-            raise unknown("mesh axis", axis, DEFAULTS)
+    _check_names(sizes, parallel)
     devices = jax.devices() if devices is None else devices
     wanted, available = {axis: int(sizes.get(axis, size)) for axis, size in DEFAULTS.items()}, len(devices)
     open_axes = [axis for axis, size in wanted.items() if size == -1]
@@ -73,6 +69,33 @@ def make(
     # Auto: the compiler places what lies between the sharded batch and the state.
     axis_types = (AxisType.Auto,) * len(shape)
     return jax.make_mesh(tuple(shape.values()), tuple(shape), axis_types=axis_types, devices=devices[:count])
+
+
+def fitting(sizes: Mapping[str, int], parallel: str, batch_size: int, accumulate: int = 1) -> dict[str, int]:
+    """The sizes of a config where they fit the devices that are here, else a split of the batch over what divides it.
+
+    For a run whose mesh nobody has chosen for this machine.
+    """
+    _check_names(sizes, parallel)
+    try:
+        make(sizes, parallel, batch_size, accumulate)
+    except UserError:
+        split = DATA if sizes.get(FSDP, 1) == 1 or parallel == PMAP else FSDP  # a state that was split may need it
+        available, several = jax.device_count(), jax.process_count() > 1
+        counts = [n for n in range(1, available + 1) if batch_size % (n * accumulate) == 0]
+        if several:  # every device takes part: what the batch can't be split over goes to the axis that leaves it whole
+            counts = [n for n in counts if available % n == 0]
+        parts = max(counts, default=1)
+        return {**dict.fromkeys(DEFAULTS, 1), split: parts, MODEL: available // parts if several else 1}
+    return dict(sizes)
+
+
+def _check_names(sizes: Mapping[str, int], parallel: str) -> None:
+    if parallel not in PARALLEL:
+        raise unknown("config.parallel", parallel, PARALLEL)
+    for axis in sizes:
+        if axis not in DEFAULTS:
+            raise unknown("mesh axis", axis, DEFAULTS)
 
 
 def _told(sizes: Mapping[str, int]) -> str:

@@ -180,6 +180,26 @@ def test_the_flag_takes_a_path_from_where_one_stands(source):
     assert whole.samefile(workdir)
 
 
+def test_a_run_that_another_needs_goes_where_its_batch_does(tmp_path):
+    """Eight devices divide the batch of the one and not that of the other."""
+    fields = {"batch_size": 12, "evaluate_every": 0, "steps": 1, "log_every": 1}
+    config = config_of(cache_dir=str(tmp_path / "cache"), evaluate_every=4, batch_size=16, **{"mesh.data": -1})
+    config.evaluation.features = small("classification/digits", **fields, **{"mesh.data": -1})
+    run = runs.prepare(config)
+    assert dict(run.config.mesh)["data"] == -1
+    (cached,) = (tmp_path / "cache").iterdir()
+    assert configuration.load(cached).mesh.data == 6
+
+
+@pytest.mark.parametrize(("field", "value"), [("steps", 0), ("batch_size", 10_000), ("model.dropout", 1.0)])
+def test_what_is_wrong_in_a_run_that_another_needs_is_told_of_that(field, value, tmp_path):
+    config = config_of(cache_dir=str(tmp_path), evaluate_every=4)
+    config.evaluation.features = small("classification/digits", **{field: value})
+    place = r"^the classification run that this one needs \(config\.evaluation\.features\): "
+    with pytest.raises(UserError, match=place):
+        runs.prepare(config)
+
+
 OLDER = ("accumulate", "checkpoint.best", "checkpoint.best_mode", "init_from", "mesh.fsdp", "mesh.model")
 
 

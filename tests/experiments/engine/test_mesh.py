@@ -79,6 +79,33 @@ def test_refusals(sizes, parallel, batch, message):
         meshes.make(sizes, parallel, batch)
 
 
+@pytest.mark.parametrize(
+    ("sizes", "batch", "accumulate", "fitted"),
+    [
+        ({"data": -1}, 128, 1, {"data": -1}),
+        ({"data": 2, "fsdp": -1}, 24, 1, {"data": 2, "fsdp": -1}),
+        ({"data": -1}, 100, 1, {"data": 5, "fsdp": 1, "model": 1}),
+        ({"data": -1}, 100, 50, {"data": 2, "fsdp": 1, "model": 1}),
+        ({"data": -1}, 7, 2, {"data": 1, "fsdp": 1, "model": 1}),
+        ({"data": 64}, 128, 1, {"data": 8, "fsdp": 1, "model": 1}),
+        ({"data": -1, "fsdp": 16}, 128, 1, {"data": 1, "fsdp": 8, "model": 1}),
+    ],
+)
+def test_sizes_that_fit(sizes, batch, accumulate, fitted):
+    assert meshes.fitting(sizes, "jit", batch, accumulate) == fitted
+
+
+def test_in_several_processes_every_device_takes_part(monkeypatch):
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    assert meshes.fitting({"data": -1}, "jit", 100) == {"data": 4, "fsdp": 1, "model": 2}
+    assert meshes.fitting({"data": -1}, "jit", 7) == {"data": 1, "fsdp": 1, "model": 8}
+
+
+def test_names_that_no_mesh_has_are_refused_in_any_case():
+    with pytest.raises(UserError, match="unknown mesh axis 'dat'"):
+        meshes.fitting({"dat": 3}, "jit", 8)
+
+
 def test_shardings():
     mesh = meshes.make({"data": 4}, "jit", 8)
     assert meshes.replicated(mesh).spec == P()
