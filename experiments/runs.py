@@ -181,6 +181,7 @@ def restore(workdir: Path, *, evaluate: bool = True, best: bool = False) -> Run:
         )
     if not evaluate:
         config.evaluate_every, config.checkpoint.best = 0, ""
+    _fit_mesh(config)
     run = prepare(config)
     devices = mesh.make(config.mesh, config.parallel, config.batch_size)
     if best and step:

@@ -22,6 +22,7 @@ INCIDENTAL = frozenset(
         "evaluate_every",
         "log_every",
         "mesh",
+        "model.remat",
         "parallel",
     }
 )

@@ -180,6 +180,15 @@ def test_the_flag_takes_a_path_from_where_one_stands(source):
     assert whole.samefile(workdir)
 
 
+@pytest.mark.parametrize("axis", ["data", "fsdp"])
+def test_a_run_of_more_devices_is_restored_on_fewer(axis, source, tmp_path):
+    workdir = shutil.copytree(source[0], tmp_path / "run")
+    config = json.loads((workdir / "config.json").read_text())
+    config["mesh"] = {"data": 1, "fsdp": 1, "model": 1, axis: 16}
+    (workdir / "config.json").write_text(json.dumps(config))
+    assert_same(runs.restore(workdir, evaluate=False).state, source[1])
+
+
 def test_a_run_that_another_needs_goes_where_its_batch_does(tmp_path):
     """Eight devices divide the batch of the one and not that of the other."""
     fields = {"batch_size": 12, "evaluate_every": 0, "steps": 1, "log_every": 1}

@@ -24,7 +24,12 @@ def example():
             "cache_dir": "cache",
             "data": {"name": "mnist", "data_dir": "", "resident_bytes": 100},
             "model": {"channel_multipliers": (1, 2), "dropout": None},
-            "teacher": {"steps": 10, "checkpoint": {"every": 1}, "optimizer": {"learning_rate": 0.1}},
+            "teacher": {
+                "steps": 10,
+                "model": {"width": 4},
+                "checkpoint": {"every": 1},
+                "optimizer": {"learning_rate": 0.1},
+            },
             "evaluation": {"samples": 16, "features": classifier},
         }
     )
@@ -62,6 +67,8 @@ INCIDENTAL = [
     ("checkpoint.every", 1),
     ("checkpoint.keep", 1),
     ("mesh.data", 2),
+    ("model.remat", True),
+    ("teacher.model.remat", True),
     ("parallel", "another"),
     ("cache_dir", "elsewhere"),
     ("data.data_dir", "/b"),
