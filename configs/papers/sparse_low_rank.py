@@ -68,7 +68,7 @@ def get_config() -> ml_collections.ConfigDict:
         arm("largest", select="largest"),
         arm("all", select="all"),
         arm("smallest, reselected", reselect_at=150),
-        arm("smallest, rank penalty", rank_penalty=5e-4),
+        arm("smallest, rank penalty", rank_penalty=5e-4, max_steps=800),  # a decomposition a step: bounded
     )
     config.checks = (
         *(
