@@ -65,6 +65,7 @@ def get_config() -> ml_collections.ConfigDict:
         },
         "early": 2,
     }
+    config.smoke_arms = (_plain("SGD", 0.5), _adaptive("Adam", 4.0))
     config.arms = tuple(each for optimizer in OPTIMIZERS for each in _arms(optimizer))
     config.checks = (
         *(each for optimizer in OPTIMIZERS for each in _norm_checks(optimizer)),

@@ -53,6 +53,7 @@ def get_config() -> ml_collections.ConfigDict:
         "prefixes": (8, 16),
         "first": 8,
     }
+    config.smoke_arms = ("dropout 0.5", TAUGHT)
     config.arms = (
         arm(PLAIN),
         *(arm(f"dropout {rate}", rate=rate) for rate in (0.5, 0.8)),

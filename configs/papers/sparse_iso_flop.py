@@ -46,6 +46,7 @@ def get_config() -> ml_collections.ConfigDict:
         "decay_at": 6,
         "update_every": 3,
     }
+    config.smoke_arms = (_name("static", 0.5), _name("RigL", 0.5))
     config.arms = (
         arm(DENSE),
         *(arm(_name("static", s), sparsity=s, masks="static") for s in SPARSITIES),

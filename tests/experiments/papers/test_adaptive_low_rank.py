@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from experiments.papers import adaptive_low_rank, training
+from tests.experiments.papers.smoke import smoke
 
 
 def network():
@@ -44,3 +45,7 @@ def test_four_quarter_turns_are_none():
     np.testing.assert_array_equal(adaptive_low_rank.turned(x, 4), x)
     corner = jnp.zeros((1, 8, 8)).at[0, 0, 7].set(1.0)  # top right goes to top left
     assert adaptive_low_rank.turned(corner.reshape(1, 64), 1).reshape(8, 8)[0, 0] == 1
+
+
+def test_smoke(tmp_path):
+    smoke("adaptive_low_rank", tmp_path)

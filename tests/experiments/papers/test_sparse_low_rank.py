@@ -7,6 +7,7 @@ import optax
 import pytest
 
 from experiments.papers import sparse_low_rank
+from tests.experiments.papers.smoke import smoke
 
 PARAMS = {"kernel": jnp.array([[0.1, -0.9, 0.5], [-0.2, 0.7, 0.6]]), "bias": jnp.array([0.3, -0.4, 0.8, 1.0])}
 
@@ -85,3 +86,7 @@ def test_reselection_starts_moments_afresh():
         reselect_at=1,
     )
     np.testing.assert_allclose(end.params["w"], [1 - 0.8**2], rtol=1e-6)
+
+
+def test_smoke(tmp_path):
+    smoke("sparse_low_rank", tmp_path)
