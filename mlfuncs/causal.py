@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from itertools import combinations
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -17,6 +17,7 @@ from mlfuncs.dropout import apply_mask, bernoulli_mask
 
 DELETE = ("all", "conditioning")
 EXPLAINED = 1e-5  # what is left of a variance that others explain in full, in float32
+SETS, TESTS = 16, 512  # handled at a time: so many copies of the data, and of its covariance, are held
 LARGEST = 1 - 1e-6  # correlation: beyond it the transform of float32 is infinite
 PValue = Callable[[np.ndarray, np.ndarray, np.ndarray], Any]  # (i [m], j [m], conditioning bool [m, d]) -> [m]
 
@@ -56,19 +57,36 @@ def zero_deleted_partial_correlation(
     _checks.one_of("delete", delete, DELETE)
     _check_variables(data, i, j, conditioning, d)
     x, given = as_float(data), jnp.asarray(conditioning, bool)
-    pair = jnp.zeros(d, bool).at[jnp.stack([jnp.asarray(i), jnp.asarray(j)])].set(True)
-    looked_at = given | pair if delete == "all" else given
-    weights = jnp.all(jnp.where(looked_at, x != 0, True), axis=1).astype(x.dtype)
-    used = given | pair
-    count, size = jnp.sum(weights), jnp.sum(given)
+    return _partial_correlation(_moments(x, _looked_at(i, j, given, delete)), i, j, given)
 
-    mean = jnp.sum(weights[:, None] * x, axis=0) / jnp.maximum(count, 1)
-    centred = jnp.where(used, (x - mean) * weights[:, None], 0.0)
-    covariance = jnp.matmul(centred.T, centred, precision=jax.lax.Precision.HIGHEST)
-    variance = jnp.diagonal(covariance)
-    spread = variance > 1e-10 * jnp.sum(jnp.where(used, weights[:, None] * x**2, 0.0), axis=0)
+
+def _looked_at(i: ArrayLike, j: ArrayLike, given: Array, delete: str) -> Array:
+    """Bool [d]: the variables whose zeros delete a row."""
+    return given.at[jnp.stack([jnp.asarray(i), jnp.asarray(j)])].set(True) if delete == "all" else given
+
+
+class _Moments(NamedTuple):
+    """Of the rows that are left: their number, sums of products about the mean [d, d] and sums of squares [d]."""
+
+    rows: Array
+    products: Array
+    squares: Array
+
+
+def _moments(x: Array, looked_at: Array) -> _Moments:
+    weights = jnp.all(jnp.where(looked_at, x != 0, True), axis=1).astype(x.dtype)
+    count = jnp.sum(weights)
+    mean = weights @ x / jnp.maximum(count, 1)
+    centred = (x - mean) * weights[:, None]
+    products = jnp.matmul(centred.T, centred, precision=jax.lax.Precision.HIGHEST)
+    return _Moments(count, products, weights @ x**2)
+
+
+def _partial_correlation(moments: _Moments, i: ArrayLike, j: ArrayLike, given: Array) -> dict[str, Array]:
+    variance = jnp.diagonal(moments.products)
+    spread = variance > 1e-10 * moments.squares
     deviation = jnp.where(spread, jnp.sqrt(jnp.where(spread, variance, 1.0)), 1.0)
-    correlation = covariance / (deviation[:, None] * deviation[None, :])
+    correlation = moments.products / (deviation[:, None] * deviation[None, :])
     # What the conditioning variables leave of i and j. The same as minus the scaled entry of the inverse of all, but with
     # the right sign where i and j are copies of each other; constant variables explain nothing.
     among = jnp.where((given & spread)[:, None] & (given & spread)[None, :], correlation, 0.0)
@@ -76,11 +94,12 @@ def zero_deleted_partial_correlation(
     across = jnp.where((given & spread)[:, None], correlation[:, both], 0.0)
     with jax.default_matmul_precision("highest"):
         left = correlation[both][:, both] - across.T @ jnp.linalg.pinv(among, hermitian=True) @ across
-    known = (count > size + 3) & spread[i] & spread[j] & (left[0, 0] > EXPLAINED) & (left[1, 1] > EXPLAINED)
+    known = moments.rows > jnp.sum(given) + 3
+    known &= spread[i] & spread[j] & (left[0, 0] > EXPLAINED) & (left[1, 1] > EXPLAINED)
     rho = left[0, 1] * jax.lax.rsqrt(jnp.where(known, left[0, 0] * left[1, 1], 1.0))
     return {
         "correlation": jnp.where(known, jnp.clip(rho, -1, 1), 0.0),
-        "num_samples": count.astype(jnp.int32),
+        "num_samples": moments.rows.astype(jnp.int32),
     }
 
 
@@ -145,6 +164,79 @@ def zero_deleted_independence_test(
     """
     found = zero_deleted_partial_correlation(data, i, j, conditioning, delete=delete)
     return fisher_z_p_value(found["correlation"], found["num_samples"], jnp.sum(jnp.asarray(conditioning, bool)))
+
+
+def zero_deleted_p_values(
+    data: ArrayLike, i: ArrayLike, j: ArrayLike, conditioning: ArrayLike, *, delete: str = "conditioning"
+) -> np.ndarray:
+    """Many `zero_deleted_independence_test`s of the same data, for `pc_skeleton`. On the host.
+
+    Tests that delete the same rows share their covariance: one pass over the data for each different set, not for each
+    test. Compiled once for a shape of `data`, however many tests there are.
+
+    Args:
+      data: [n, d].
+      i: [m] indices of variables.
+      j: [m] of other ones.
+      conditioning: bool [m, d].
+      delete: "conditioning" or "all".
+
+    Returns:
+      [m] p-values.
+
+    Raises:
+      ValueError: as `zero_deleted_partial_correlation`, of any test.
+
+    References:
+      Dai et al., arXiv:2403.15500.
+    """
+    _checks.rank("data", data, 2)
+    d = np.shape(data)[1]
+    _checks.one_of("delete", delete, DELETE)
+    first, second, given = np.asarray(i), np.asarray(j), np.asarray(conditioning, bool)
+    if first.ndim != 1 or second.shape != first.shape or given.shape != (first.size, d):
+        raise ValueError(
+            f"i, j and conditioning must have shapes [m], [m] and [m, {d}], "
+            f"got {first.shape}, {second.shape} and {given.shape}"
+        )
+    if not first.size:
+        return np.zeros(0, np.float32)
+    rows = np.arange(first.size)
+    outside = (np.minimum(first, second) < 0) | (np.maximum(first, second) >= d) | (first == second)
+    if outside.any():
+        raise ValueError(f"i and j must be two different variables of {d}, got those of tests {rows[outside]}")
+    if (given[rows, first] | given[rows, second]).any():
+        raise ValueError("conditioning must not contain i or j")
+    if np.isnan(np.asarray(data, np.float64)).any():
+        raise ValueError("data must hold no NaN: what is missing is not a dropout")
+    looked_at = given.copy()
+    if delete == "all":
+        looked_at[rows, first] = looked_at[rows, second] = True
+    sets, of_set = np.unique(looked_at, axis=0, return_inverse=True)
+    x = as_float(data)
+    moments = _in_parts(lambda sets: _moments_of_sets(x, sets), SETS, sets)
+    of_tests = jax.tree.map(lambda leaf: leaf[of_set.reshape(-1)], moments)
+    return _in_parts(_p_values, TESTS, of_tests, first, second, given)
+
+
+_moments_of_sets = jax.jit(jax.vmap(_moments, in_axes=(None, 0)))
+
+
+@jax.jit
+@jax.vmap
+def _p_values(moments: _Moments, i: Array, j: Array, given: Array) -> Array:
+    found = _partial_correlation(moments, i, j, given)
+    return fisher_z_p_value(found["correlation"], found["num_samples"], jnp.sum(given))
+
+
+def _in_parts(function: Callable[..., Any], size: int, *arguments: Any) -> Any:
+    """`function` over leading axes, `size` entries a call; the last call is filled up, so that all have one shape."""
+    length = len(jax.tree.leaves(arguments)[0])
+    parts = []
+    for start in range(0, length, size):
+        chosen = np.minimum(np.arange(start, start + size), length - 1)
+        parts.append(function(*jax.tree.map(lambda leaf, chosen=chosen: leaf[chosen], arguments)))
+    return jax.tree.map(lambda *leaves: np.concatenate(leaves)[:length], *parts)
 
 
 def pc_skeleton(

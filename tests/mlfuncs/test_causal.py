@@ -158,6 +158,46 @@ def test_rejections_find_dependence():
     assert causal.zero_deleted_independence_test(data, 0, 1, jnp.array([False, False, True])) < 1e-6
 
 
+@pytest.mark.parametrize("delete", ["conditioning", "all"])
+def test_many_tests_are_the_same_as_one_by_one(delete):
+    """More sets and tests than are handled at a time, in mixed sizes, each as alone."""
+    d = 7
+    z = jax.random.normal(KEY, (200, d)) @ jax.random.normal(jax.random.key(1), (d, d)) + 3
+    data = causal.sample_dropout(jax.random.key(2), z, 0.3)
+    tests = [
+        (i, j, set(given))
+        for i, j in itertools.permutations(range(d), 2)
+        for size in range(3)
+        for given in itertools.combinations([k for k in range(d) if k not in (i, j)], size)
+    ]
+    assert len(tests) > causal.TESTS
+    assert len({frozenset(given) for _, _, given in tests}) > causal.SETS
+    i, j = (np.array([test[k] for test in tests]) for k in range(2))
+    given = np.array([[k in test[2] for k in range(d)] for test in tests])
+    p = causal.zero_deleted_p_values(data, i, j, given, delete=delete)
+    alone = jax.jit(jax.vmap(lambda i, j, s: causal.zero_deleted_independence_test(data, i, j, s, delete=delete)))
+    np.testing.assert_allclose(p, alone(i, j, given), rtol=1e-3, atol=1e-6)
+    assert causal.zero_deleted_p_values(data, [], [], np.zeros((0, d))).shape == (0,)
+
+
+def test_many_tests_are_checked():
+    data = np.ones((5, 3), np.float32)
+    for arguments, match in (
+        (([0], [0], np.zeros((1, 3))), "different"),
+        (([0], [3], np.zeros((1, 3))), "different"),
+        (([-1], [0], np.zeros((1, 3))), "different"),
+        (([0], [1], np.ones((1, 3))), "conditioning must not contain"),
+        (([0, 1], [1], np.zeros((1, 3))), "shapes"),
+        (([0], [1], np.zeros((1, 2))), "shapes"),
+    ):
+        with pytest.raises(ValueError, match=match):
+            causal.zero_deleted_p_values(data, *arguments)
+    with pytest.raises(ValueError, match="delete"):
+        causal.zero_deleted_p_values(data, [0], [1], np.zeros((1, 3)), delete="some")
+    with pytest.raises(ValueError, match="NaN"):
+        causal.zero_deleted_p_values(np.where(data > 0, np.nan, 0), [0], [1], np.zeros((1, 3)))
+
+
 def separated(edges, i, j, given):
     """Whether the set d-separates i and j in the graph: no path in the moral graph of their ancestors avoids it."""
     ancestors, grown = {i, j, *given}, True
