@@ -131,8 +131,8 @@ def get_config() -> ml_collections.ConfigDict:
     config.remarks = (
         "The advantage is conditional on two things. Every arm stops at the same adaptation loss: small weights learn more "
         "slowly, so that a fixed number of steps compares something else. And the shift is of one pixel: at two, which was "
-        "tried first, all selections kept the same (0.37 to 0.41 of the old task, three seeds). The masks are dense here, since all seeds "
-        "are trained in one program; gathered values give the same updates."
+        "tried first, all selections kept the same (0.37 to 0.41 of the old task, three seeds). The masks are dense here, "
+        "since all seeds are trained in one program; gathered values give the same updates."
     )
     return config
 
