@@ -53,6 +53,7 @@ def get_config() -> ml_collections.ConfigDict:
         },
     }
     config.smoke = {"genes": 5, "edges": 5, "max_conditioning": 1, "chain": {"cells": 200, "repeats": 10}}
+    config.smoke_arms = (ORACLE, _name("logistic", "conditioning"))
     config.arms = (
         arm(ORACLE, method="oracle"),
         *(

@@ -10,6 +10,7 @@ import pytest
 
 from configs.papers import causal_dropout as paper
 from experiments.papers import causal_dropout
+from tests.experiments.papers.smoke import smoke
 
 
 def test_what_methods_look_at():
@@ -65,3 +66,7 @@ def test_false_alarms_on_the_chain(results):
         assert results[method]["false_alarms"] <= 0.3
     for method in ("keep", "mean"):
         assert results[method]["false_alarms"] >= 0.8
+
+
+def test_smoke(tmp_path):
+    smoke("causal_dropout", tmp_path)
