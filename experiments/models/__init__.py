@@ -14,6 +14,7 @@ from experiments.models.autoencoder import Autoencoder
 from experiments.models.classifier import Classifier
 from experiments.models.mlp import ResidualMLP
 from experiments.models.perceptron import Perceptron
+from experiments.models.recurrent import Recurrent
 from experiments.models.unet import UNet
 
 MODELS: dict[str, Any] = {
@@ -21,6 +22,7 @@ MODELS: dict[str, Any] = {
     "classifier": Classifier,
     "mlp": ResidualMLP,
     "perceptron": Perceptron,
+    "recurrent": Recurrent,
     "unet": UNet,
 }
 GIVEN = {"self", "example_shape", "num_classes", "rngs"}  # what the world decides, not the config

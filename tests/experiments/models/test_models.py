@@ -17,7 +17,7 @@ def dense(x):
 
 
 def test_unknown_name():
-    with pytest.raises(ValueError, match=r"model\.name must be one of autoencoder, classifier, mlp, unet, got 'vit'"):
+    with pytest.raises(ValueError, match=rf"model\.name must be one of {', '.join(NAMES)}, got 'vit'"):
         build("vit")
 
 
