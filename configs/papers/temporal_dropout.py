@@ -1,5 +1,7 @@
 """An Analysis of Temporal Dropout in Earth Observation Time Series for Regression Tasks."""
 
+from typing import Any
+
 import ml_collections
 
 from configs.papers.common import arm, check, paper
@@ -116,7 +118,7 @@ def _name(rate: float) -> str:
     return f"temporal dropout {rate}"
 
 
-def _trend(name: str, low: int, high: int, **bounds: float) -> dict:
+def _trend(name: str, low: int, high: int, **bounds: Any) -> dict[str, Any]:
     verb = "rises" if "at_least" in bounds else "falls"
     says = f"{name}: epistemic variance {verb} from {low} to {high} % missing"
     return check(says, f"epistemic_{high}", name, name, against_metric=f"epistemic_{low}", **bounds)

@@ -85,7 +85,7 @@ def run(config: ml_collections.ConfigDict, key: Array) -> dict[str, Array]:
 
     def measure(fraction: Array) -> dict[str, Array]:
         # One key: what is missing at 20 % is missing at 40 % too.
-        there = dropout.temporal_mask(missing_key, test_x.shape[:2], rate=fraction)
+        there = dropout.temporal_mask(missing_key, (config.test, config.length), rate=fraction)
         found = moments(dropout.apply_mask(test_x, there))
         mean, variance = found["mean"], found["predictive"]
         return {
