@@ -134,8 +134,8 @@ def get_config() -> ml_collections.ConfigDict:
         "in reality against 25.7 at rate 0, with a gap of 5.3 against 8.5; rates 0.3 and 0.5 lose (20.1, 19.4); random "
         "actions last 12.5. Seed by seed it does not hold: the gap is smaller in 4 of 8 at 0.05 and at 0.1, and 0.1 "
         "gains nothing in reality. The best explanation is the search: 36 of the 96 policies fall sooner than random "
-        "actions, whatever the arm, and this outweighs the dropout. Its settings were chosen by the dreamt return at rate 0. "
-        "New masks at every step did better in reality than masks by episode, within the same noise."
+        "actions, whatever the arm, and this outweighs the dropout. Its settings were chosen by the dreamt return at "
+        "rate 0. New masks at every step did better in reality than masks by episode, within the same noise."
     )
     return config
 
