@@ -119,7 +119,7 @@ def invert_gradients(
     *,
     input_shape: Sequence[int],
     mask_shapes: Any = (),
-    rate: float = 0.0,
+    rate: ArrayLike = 0.0,
     num_steps: int = 20_000,
     learning_rate: "float | optax.Schedule" = 0.1,
     patience: int = 800,
@@ -145,7 +145,7 @@ def invert_gradients(
       labels: int [B], known to the attacker.
       input_shape: (B, H, W, C).
       mask_shapes: pytree of shapes (tuples of ints) of the masks, batch included; (): no masks, a plain inversion.
-      rate: in [0, 1). At 0 masks stay 1.
+      rate: in [0, 1), a number or a traced scalar. At the number 0 masks stay 1.
       num_steps: >= 1. Default 20,000, as in the paper.
       learning_rate: of Adam, a number or an `optax` schedule. Default 0.1.
       patience: steps without a lower objective after which the rate is cut to a tenth, again and again. Default 800.
