@@ -15,6 +15,7 @@ from experiments.models.classifier import Classifier
 from experiments.models.mlp import ResidualMLP
 from experiments.models.perceptron import Perceptron
 from experiments.models.recurrent import Recurrent
+from experiments.models.transformer import Transformer
 from experiments.models.unet import UNet
 
 MODELS: dict[str, Any] = {
@@ -23,6 +24,7 @@ MODELS: dict[str, Any] = {
     "mlp": ResidualMLP,
     "perceptron": Perceptron,
     "recurrent": Recurrent,
+    "transformer": Transformer,
     "unet": UNet,
 }
 GIVEN = {"self", "example_shape", "num_classes", "rngs"}  # what the world decides, not the config
@@ -37,9 +39,11 @@ POSITIVE: dict[str, type] = {
     "channel_multipliers": int,
     "channels": int,
     "depth": int,
+    "expansion": int,
     "features": int,
     "fourier_features": int,
     "fourier_scale": float,
+    "heads": int,
     "latent": int,
     "width": int,
     "widths": int,

@@ -139,10 +139,10 @@ class Modulation(nnx.Module):
         return x * (1 + scale) + shift
 
 
-def attention(by_head: Array) -> Array:
+def attention(by_head: Array, *, causal: bool = False) -> Array:
     """Multi-head attention among T tokens: [B, T, heads, 3 D], each head's query, key and value, -> [B, T, heads D]."""
     query, key, value = jnp.split(by_head, 3, axis=-1)
-    return jax.nn.dot_product_attention(query, key, value).reshape(*by_head.shape[:2], -1)
+    return jax.nn.dot_product_attention(query, key, value, is_causal=causal).reshape(*by_head.shape[:2], -1)
 
 
 LECUN: Callable[..., Array] = nnx.initializers.lecun_normal()

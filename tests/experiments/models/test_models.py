@@ -59,6 +59,8 @@ def test_unknown_field(name, field):
         ("mlp", "width", 2.5),
         ("mlp", "width", "wide"),
         ("mlp", "dropout", None),
+        ("transformer", "heads", 0),
+        ("transformer", "expansion", 1.5),
         ("unet", "channel_multipliers", 2),
         ("unet", "blocks_per_level", 0),
         ("unet", "channel_multipliers", ()),
