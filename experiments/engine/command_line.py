@@ -6,6 +6,7 @@ import glob
 import os
 import re
 import sys
+import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -21,6 +22,7 @@ EXIT_FAILED = 1
 EXIT_SIGNAL = 128  # plus the number of the signal, as shells count
 EXIT_INTERRUPTED = 130
 UNWRITABLE = (errno.EDQUOT, errno.EFBIG, errno.ENOSPC, errno.EROFS)
+OWN_FAULTS = ("INVALID_ARGUMENT", "OUT_OF_RANGE", "RESOURCE_EXHAUSTED", "UNIMPLEMENTED")  # of JAX, in one process alone
 GOOGLE = "0x1ae0"  # as a maker of PCI devices
 
 
@@ -123,30 +125,41 @@ def run(main: Callable[[], None], *, required: Sequence[str] = (), positional: b
         # The reader of a pipe has gone (`| head`): nothing is left to say.
         with contextlib.suppress(OSError):
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(EXIT_FAILED)
+        _exit(EXIT_FAILED)
     except Exception as error:
         if isinstance(error, OSError) and error.errno in UNWRITABLE:
             where = error.filename or "a file"
             print(f"error: {where} can't be written: {error.strerror}; checkpoints stay as they are", file=sys.stderr)
             _exit(EXIT_USAGE)
-        if not _lost_others(error):
+        if not _is_one_of_several():
             raise
-        from experiments.engine import hosts
+        # Not raised: while Python ends, JAX would wait for the other processes, and they for this one.
+        if _lost_others(error):
+            from experiments.engine import hosts
 
-        print(hosts.GONE.format(what=_first_line(error)[:200]), file=sys.stderr)
+            print(hosts.GONE.format(what=_first_line(error)[:200]), file=sys.stderr)
+        else:
+            traceback.print_exc()
         _exit(EXIT_FAILED)
 
 
-def _lost_others(error: Exception) -> bool:
-    """Whether this is one of several processes, and the error what JAX raises when another has gone."""
+def _is_one_of_several() -> bool:
     if "jax" not in sys.modules:
         return False
     import jax
 
     from experiments.engine import hosts
 
+    return jax.distributed.is_initialized() and hosts.several()
+
+
+def _lost_others(error: Exception) -> bool:
+    """Whether an error of one of several processes is what JAX raises when another has gone."""
+    import jax
+
     causes: list[BaseException | None] = [error, error.__cause__, error.__context__]
-    return any(isinstance(cause, jax.errors.JaxRuntimeError) for cause in causes) and hosts.several()
+    told = [str(cause) for cause in causes if isinstance(cause, jax.errors.JaxRuntimeError)]
+    return bool(told) and not any(fault in text for text in told for fault in OWN_FAULTS)
 
 
 def _exit(code: int, *, at_once: bool = False) -> None:

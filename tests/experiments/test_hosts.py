@@ -14,7 +14,7 @@ import pytest
 
 from configs import common
 from experiments import runs, tasks
-from experiments.engine import hosts, logs
+from experiments.engine import configuration, hosts, logs
 from tests.experiments.helpers import ROOT, SMALL_MLP, small
 from tests.experiments.image_sets import write_image_set
 
@@ -43,6 +43,32 @@ def get_config():
     config.data = common.images("dots", data_dir={folder!r})
     return config
 """
+# The same, judged by a network whose batch eight devices do not divide; the second process breaks after that is trained.
+JUDGED = """
+import sys
+from configs import common
+from configs.classification import digits as classifier
+from configs.consistency import digits
+from experiments.engine import loop
+
+advance = loop.advance
+
+def breaking(interval, feed, state, key, step, count):
+    if "--process-id=1" in sys.argv and step >= 5 and feed.order.batch_size == 64:
+        raise FileNotFoundError("a file that this process alone needs")
+    return advance(interval, feed, state, key, step, count)
+
+loop.advance = breaking
+
+def get_config():
+    config = digits.get_config()
+    config.data = common.images("dots", data_dir={folder!r})
+    config.evaluation.features = classifier.get_config()
+    config.evaluation.features.update(batch_size=12, steps=4, data=config.data)
+    return config
+"""
+
+GONE = hosts.GONE.rpartition("}")[2]
 
 
 class Ended(NamedTuple):
@@ -77,21 +103,23 @@ def folder(tmp_path_factory):
     generator = np.random.default_rng(0)
     images = generator.integers(0, 256, (100, 8, 8, 1), dtype=np.uint8)
     write_image_set(root, "dots", images, generator.integers(0, 10, 100))
-    (root / "dots.py").write_text(CONFIG.format(folder=str(root)))
+    for name, text in (("dots", CONFIG), ("judged", JUDGED)):
+        (root / f"{name}.py").write_text(text.format(folder=str(root)))
     return root
 
 
 @pytest.fixture(scope="module")
 def start(folder):
-    """`start(name, **fields)`: both processes of a run in that folder, on a port that is free."""
+    """`start(name, config, **fields)`: both processes of a run in that folder, on a port that is free."""
     begun = []
 
-    def start(name, **fields):
+    def start(name, config="dots", **fields):
         with socket.socket() as probe:
             probe.bind(("localhost", 0))
             port = probe.getsockname()[1]
-        fields = {**FIELDS, "cache_dir": folder / "cache", **fields}
-        command = [sys.executable, "-m", "experiments.train", f"--config={folder / 'dots.py'}"]
+        given = {**FIELDS, "cache_dir": folder / "cache", **fields}
+        fields = {field: value for field, value in given.items() if value is not None}
+        command = [sys.executable, "-m", "experiments.train", f"--config={folder / config}.py"]
         command += [f"--workdir={folder / name}", *(f"--config.{field}={value}" for field, value in fields.items())]
         command += [f"--coordinator=localhost:{port}", "--num-processes=2"]
         environment = {**os.environ, "XLA_FLAGS": "--xla_force_host_platform_device_count=4", "JAX_PLATFORMS": "cpu"}
@@ -172,6 +200,17 @@ def test_when_one_is_killed_the_other_ends_and_both_go_on(folder, start, togethe
     assert numbers("killed") == numbers("run")
 
 
+@pytest.mark.slow
+def test_when_the_second_is_killed_the_first_ends(folder, start):
+    processes = start("second")
+    saved(processes, folder / "second", 10)
+    processes[1].kill()
+    codes, errors = ended(processes)
+    assert codes[0] not in (0, 2)
+    assert codes[1] == -signal.SIGKILL
+    assert [error.splitlines()[-1].endswith(GONE) for error in errors] == [True, True]
+
+
 def test_the_last_good_checkpoint_of_both_is_whole(folder, start):
     fields = {"method": "training", "optimizer.learning_rate": 1e30, "checkpoint.every": 1}
     codes, errors = ended(start("diverged", **fields))
@@ -201,3 +240,16 @@ def test_a_signal_to_one_stops_both_at_one_step(folder, start, alone):
     assert (workdir / "checkpoints" / str(step)).is_dir()
     assert 10 <= step == len(losses(workdir)) < STEPS
     np.testing.assert_allclose(losses(workdir), alone[:step], rtol=1e-4)
+
+
+def test_an_error_in_one_ends_both(folder, start):
+    """While Python ends JAX would wait for the other process, longer than `ended` does."""
+    judged = {"evaluation.features": None, "evaluate_every": STEPS}
+    codes, errors = ended(start("broken", "judged", **judged))
+    assert codes[1] == 1
+    assert codes[0] not in (0, 2)
+    assert errors[1].splitlines()[-1] == "FileNotFoundError: a file that this process alone needs"
+    assert errors[0].splitlines()[-1].endswith(GONE)
+    (classifier,) = (folder / "cache").glob("classification-*")
+    assert dict(configuration.load(classifier).mesh) == {"data": 4, "fsdp": 1, "model": 2}
+    assert {path.name for path in (classifier / "checkpoints").iterdir()} == {"4"}
