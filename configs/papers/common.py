@@ -61,6 +61,7 @@ def check(
     over: str = "mean",
     share: float = 1.0,
     best: str = "max",
+    condition: bool = False,
 ) -> dict[str, Any]:
     """One line of a rule: a number from the seeds' results, and what it has to reach.
 
@@ -76,6 +77,8 @@ def check(
         "every seed", "share of seeds" (at least `share` of them), or the 95 % interval of the mean over seeds, which has
         to lie within the bounds: "paired interval" (Student's t) or "bootstrap interval".
       best: "max" or "min", which mean is the best one.
+      condition: whether this is no claim, but what makes the comparison a fair one: it must hold for "reproduced", and
+        where it alone holds, nothing is reproduced in part.
     """
     return {
         "says": says,
@@ -89,4 +92,5 @@ def check(
         "over": over,
         "share": share,
         "best": best,
+        "condition": condition,
     }

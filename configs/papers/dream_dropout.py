@@ -51,9 +51,9 @@ def get_config() -> ml_collections.ConfigDict:
         "resample": "step",
         "generations": 60,
         "population": 32,
-        "dreams": 4,  # episodes a policy, in every generation
+        "dreams": 16,  # episodes a policy, in every generation
         "deviation": 0.1,  # of the perturbations
-        "learning_rate": 0.1,
+        "learning_rate": 0.03,
         "trials": 50,  # episodes of the final policy, in the dream and in the real task
     }
     config.smoke = {
@@ -63,6 +63,7 @@ def get_config() -> ml_collections.ConfigDict:
         "dreams": 2,
         "trials": 4,
     }
+    config.smoke_arms = (_name(0.05, 0.05), _episode(0.05))
     config.arms = (
         *(arm(_name(rate, 0.05), dream_rate=rate) for rate in RATES),
         *(arm(_name(rate, 0.0), dream_rate=rate, shared={"rate": 0.0}) for rate in RATES),
@@ -89,6 +90,7 @@ def get_config() -> ml_collections.ConfigDict:
                 _name(rate, 0.05),
                 none,
                 at_least=0.0,
+                condition=True,
             )
             for rate in (0.05, 0.1)
         ),

@@ -58,6 +58,7 @@ def get_config() -> ml_collections.ConfigDict:
             _name(1, 0.0, "plain"),
             at_most=1e-3,
             over="median",
+            condition=True,
         ),
         *(
             each

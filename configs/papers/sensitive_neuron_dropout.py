@@ -91,6 +91,7 @@ def get_config() -> ml_collections.ConfigDict:
                 SENSITIVE,
                 baseline,
                 at_least=-0.02,
+                condition=True,
             )
             for baseline, words in baselines
         ),

@@ -73,12 +73,19 @@ def get_config() -> ml_collections.ConfigDict:
             static,
             at_least=0.0,
         ),
-    )
-    config.side = (
         *(
-            check(f"{name}: FLOPs within 5 % of the dense network", "flops_ratio", name, at_least=0.95, at_most=1.05)
+            check(
+                f"{name}: FLOPs within 5 % of the dense network",
+                "flops_ratio",
+                name,
+                at_least=0.95,
+                at_most=1.05,
+                condition=True,
+            )
             for name in (*static, *rigl)
         ),
+    )
+    config.side = (
         *(
             check(
                 f"at sparsity {s}, RigL is at least as accurate as static masks", "test_accuracy", of, by, at_least=0.0

@@ -90,12 +90,11 @@ def get_config() -> ml_collections.ConfigDict:
                 other,
                 at_least=-0.02,
                 at_most=0.02,
+                condition=True,
             )
             for other in ("largest", "all")
         ),
         check("zeroing the smallest 10 % changes the loss by less than 1 %", "loss_change", "smallest", at_most=0.01),
-    )
-    config.side = (
         *(
             check(
                 f"{name}: every seed reaches the adaptation loss",
@@ -103,9 +102,12 @@ def get_config() -> ml_collections.ConfigDict:
                 name,
                 at_most=0.1,
                 over="every seed",
+                condition=True,
             )
             for name in ("smallest", "largest", "all")
         ),
+    )
+    config.side = (
         check(
             "the smallest keep more of the old task than random weights",
             "old_accuracy",

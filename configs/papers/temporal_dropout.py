@@ -55,6 +55,7 @@ def get_config() -> ml_collections.ConfigDict:
         "missing": (0, 20, 40),  # per cent of the steps of the test series
     }
     config.smoke = {"train": 64, "test": 32, "width": 4, "batch": 16, "steps": 4, "samples": 4}
+    config.smoke_arms = (HIDDEN, LEARNED)
     config.arms = (
         arm(HIDDEN, mechanism="hidden"),
         *(arm(_name(rate), rate=rate) for rate in FIXED),
@@ -83,6 +84,7 @@ def get_config() -> ml_collections.ConfigDict:
                 compare="ratio",
                 at_least=0.97,
                 at_most=1.03,
+                condition=True,
             )
             for name in (*temporal, LEARNED)
         ),

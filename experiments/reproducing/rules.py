@@ -25,12 +25,14 @@ class Outcome(NamedTuple):
     measured: str
     needed: str
     holds: bool
+    condition: bool = False  # of a fair comparison, no claim
 
 
 def verdict(outcomes: Sequence[Outcome]) -> str:
-    """Of the main checks: all of them, some, or none."""
-    holding = sum(outcome.holds for outcome in outcomes)
-    return REPRODUCED if holding == len(outcomes) else PARTLY if holding else NOT_REPRODUCED
+    """Whether all checks hold, some of the claims, or none of them."""
+    if all(outcome.holds for outcome in outcomes):
+        return REPRODUCED
+    return PARTLY if any(outcome.holds and not outcome.condition for outcome in outcomes) else NOT_REPRODUCED
 
 
 def judge(config: ml_collections.ConfigDict, numbers: Numbers) -> tuple[list[Outcome], list[Outcome]]:
@@ -85,7 +87,7 @@ def outcome(rule: Mapping[str, Any], numbers: Numbers) -> Outcome:
             bounds = interval(each) if rule["over"] == "paired interval" else bootstrap_interval(each)
             holds = bool(np.all(within(bounds)))
             shown = f"{_text(np.mean(each))} [{_text(bounds[0])}, {_text(bounds[1])}]"
-    return Outcome(rule["says"], shown, _needed(rule), holds)
+    return Outcome(rule["says"], shown, _needed(rule), holds, rule["condition"])
 
 
 def _operand(numbers: Numbers, arms: Any, metrics: Any, best: str) -> np.ndarray:

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from experiments.papers import dream_dropout
+from tests.experiments.papers.smoke import smoke
 
 SETTINGS = {"generations": 100, "population": 16, "deviation": 0.1, "learning_rate": 0.05}
 KEY = jax.random.key(0)
@@ -34,3 +35,7 @@ def test_ties_move_nothing():
 def test_odd_populations_are_refused():
     with pytest.raises(ValueError, match="population must be even"):
         dream_dropout.evolve(KEY, lambda key, policy: 0.0, jnp.ones(3), **{**SETTINGS, "population": 5})
+
+
+def test_smoke(tmp_path):
+    smoke("dream_dropout", tmp_path)

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from experiments.papers import dropout_inversion as study
+from tests.experiments.papers.smoke import smoke
 
 
 def test_the_order_of_a_batch_is_no_error():
@@ -35,3 +36,7 @@ def test_shuffling_moves_values_within_their_leaf():
         np.testing.assert_array_equal(np.sort(mixed[name], axis=None), np.sort(tree[name], axis=None))
         assert mixed[name].shape == tree[name].shape
         assert np.mean(mixed[name] == tree[name]) < 0.5
+
+
+def test_smoke(tmp_path):
+    smoke("dropout_inversion", tmp_path)

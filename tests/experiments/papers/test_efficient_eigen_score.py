@@ -6,6 +6,7 @@ import pytest
 import scipy.stats
 
 from experiments.papers import efficient_eigen_score as study
+from tests.experiments.papers.smoke import smoke
 
 
 def test_rank_correlation():
@@ -21,3 +22,7 @@ def test_spectra_fall_from_the_top():
     variances = np.asarray(embeddings).var(0)
     slope = np.polyfit(np.log(np.arange(1, 401)), np.log(variances), 1)[0]
     assert slope == pytest.approx(-1.5, abs=0.15)
+
+
+def test_smoke(tmp_path):
+    smoke("efficient_eigen_score", tmp_path)

@@ -6,6 +6,7 @@ import numpy as np
 from experiments import models
 from experiments.papers import sensitive_neuron_dropout as study
 from experiments.worlds import facts
+from tests.experiments.papers.smoke import smoke
 
 WINDOW = jnp.zeros((3, 2, 5)).at[:, :, 3].set(jnp.arange(3.0)[:, None])  # unit 3 moves, the others stay
 DRAWS = jnp.array([0.1, 0.9, 0.3, 0.2, 0.4])
@@ -63,3 +64,7 @@ def test_padding_is_no_word_to_learn():
     loss = study.next_token_loss(oracle(lambda _: logits), {}, tokens)
     first, second = np.log(np.exp(2) + 3) - 2, np.log(4)
     np.testing.assert_allclose(loss, (first + second) / 2, rtol=1e-6)
+
+
+def test_smoke(tmp_path):
+    smoke("sensitive_neuron_dropout", tmp_path)

@@ -110,11 +110,11 @@ def test_a_division_by_zero_is_no_success():
 
 def test_what_was_measured_and_needed_is_said():
     outcome = rules.outcome(check("b beats a", "score", "b", "a", compare="ratio", at_least=1.5), NUMBERS)
-    assert outcome == ("b beats a", "1.6 (4 / 2.5)", "ratio ≥ 1.5, mean", True)
+    assert outcome == ("b beats a", "1.6 (4 / 2.5)", "ratio ≥ 1.5, mean", True, False)
     outcome = rules.outcome(
         check("", "score", "b", "a", at_least=0.6, at_most=9.0, over="share of seeds", share=0.8), NUMBERS
     )
-    assert outcome[1:] == ("2 of 4 seeds, 0.5 to 4", "difference 0.6 to 9, 80% of seeds", False)
+    assert outcome[1:4] == ("2 of 4 seeds, 0.5 to 4", "difference 0.6 to 9, 80% of seeds", False)
 
 
 @pytest.mark.parametrize(
@@ -122,6 +122,15 @@ def test_what_was_measured_and_needed_is_said():
 )
 def test_verdicts(held, told):
     assert rules.verdict([rules.Outcome("", "", "", bool(each)) for each in held]) == told
+
+
+@pytest.mark.parametrize(
+    ("claim", "condition", "told"),
+    [(1, 1, rules.REPRODUCED), (1, 0, rules.PARTLY), (0, 1, rules.NOT_REPRODUCED), (0, 0, rules.NOT_REPRODUCED)],
+)
+def test_a_condition_alone_reproduces_nothing(claim, condition, told):
+    outcomes = [rules.Outcome("", "", "", bool(claim)), rules.Outcome("", "", "", bool(condition), condition=True)]
+    assert rules.verdict(outcomes) == told
 
 
 def test_side_checks_do_not_decide():
