@@ -1,7 +1,7 @@
 """Multi-sample dropout: several masks of the same features through one head, and the mean of their losses."""
 
 from collections.abc import Callable, Sequence
-from functools import partial
+from functools import partial, reduce
 
 import jax
 import jax.numpy as jnp
@@ -15,6 +15,9 @@ from mlfuncs.dropout.masks import apply_mask, bernoulli_mask
 
 Head = Callable[[Array], Array]
 Loss = Callable[[Array, Array], Array]
+KEPT_BYTES = (
+    2**23
+)  # of masks, a bit a unit, that wait for the backward pass; more are drawn again there, which is slower
 
 
 def multi_sample_masks(
@@ -121,7 +124,8 @@ def multi_sample_dropout_loss(
     """Multi-sample dropout in one call that never holds more than one sample.
 
     Equal to `multi_sample_loss` of `multi_sample_outputs` of `multi_sample_masks`. Samples are made one after the other
-    and made again in the backward pass, from their keys: memory does not grow with `num_samples`.
+    and made again in the backward pass: memory does not grow with `num_samples`, but for the masks, which are kept, a bit
+    a unit, because drawing them takes most of the time. Above 8 MiB in all they are drawn again from their keys.
 
     Args:
       key: a PRNG key.
@@ -147,13 +151,34 @@ def multi_sample_dropout_loss(
     features = jnp.asarray(features)
     _checks.batched("features", features)
 
-    @partial(jax.checkpoint, prevent_cse=False)  # which a loop prevents already
-    def sample(index: Array) -> Array:
-        mask = bernoulli_mask(jax.random.fold_in(key, index), features.shape, rate=rate, shared_axes=shared_axes)
+    again = partial(jax.checkpoint, prevent_cse=False)  # which a loop prevents already
+
+    def draw(index: Array) -> Array:
+        return bernoulli_mask(jax.random.fold_in(key, index), features.shape, rate=rate, shared_axes=shared_axes)
+
+    def masked(mask: Array) -> Array:
         return _per_example(loss_fn, head(apply_mask(features, mask, rate=rate)), targets)
 
+    if num_samples * features.size <= 8 * KEPT_BYTES:
+        kept = again(lambda bits: masked(_unpack(bits, features.shape)))
+        sample = lambda index: kept(_pack(draw(index)))  # noqa: E731
+    else:
+        sample = again(lambda index: masked(draw(index)))
     # [M, B] losses are nothing beside [B, D] features.
     return jnp.mean(jax.lax.map(sample, jnp.arange(num_samples)), axis=0)
+
+
+def _pack(mask: Array) -> Array:
+    """Bool [..., D] as uint8 [..., D / 8 rounded up]; bit k holds the k-th eighth of the axis, which is fast."""
+    size = -(-mask.shape[-1] // 8)
+    mask = jnp.pad(mask, [(0, 0)] * (mask.ndim - 1) + [(0, 8 * size - mask.shape[-1])])
+    eighths = [mask[..., k * size : (k + 1) * size].astype(jnp.uint8) << k for k in range(8)]
+    return reduce(jnp.bitwise_or, eighths)
+
+
+def _unpack(bits: Array, shape: tuple[int, ...]) -> Array:
+    eighths = [(bits >> k) & 1 for k in range(8)]
+    return jnp.concatenate(eighths, axis=-1)[..., : shape[-1]].astype(bool)
 
 
 def expected_squared_loss(residual: ArrayLike, hidden: ArrayLike, kernel: ArrayLike, *, rate: ArrayLike) -> Array:

@@ -14,6 +14,7 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from mlfuncs import dropout
+from mlfuncs.dropout import multi_sample
 
 KEY = jax.random.key(0)
 MESH = jax.make_mesh((8,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
@@ -95,7 +96,9 @@ def test_one_sample_is_plain_dropout():
 
 
 @pytest.mark.parametrize(("rate", "shared_axes"), [(0.3, ()), (0.8, (0,))])
-def test_streaming_equals_the_direct_form(rate, shared_axes):
+@pytest.mark.parametrize("kept_bytes", [0, 2**23])
+def test_streaming_equals_the_direct_form(rate, shared_axes, kept_bytes, monkeypatch):
+    monkeypatch.setattr(multi_sample, "KEPT_BYTES", kept_bytes)
     features, kernel, labels = problem()
 
     def total(loss, features, kernel):
@@ -131,6 +134,48 @@ def test_streaming_memory_does_not_grow_with_samples():
     assert temporaries(direct_loss, 8) >= 3 * streamed
     assert temporaries(dropout.multi_sample_dropout_loss, 16) <= 1.1 * streamed
     assert streamed <= 8 * 4 * batch * width  # O(B D): random bits, one mask, its features and their gradients
+
+
+@pytest.mark.parametrize("shape", [(5,), (2, 7), (3, 8), (2, 3, 17), (0, 8), (2, 0)])
+def test_masks_survive_packing(shape):
+    mask = dropout.bernoulli_mask(KEY, shape)
+    bits = multi_sample._pack(mask)
+    assert bits.dtype == jnp.uint8
+    assert bits.shape == (*shape[:-1], -(-shape[-1] // 8))
+    np.testing.assert_array_equal(multi_sample._unpack(bits, shape), mask)
+
+
+def test_memory_hardly_grows_where_masks_are_kept():
+    """Compiled only: 8 and 16 samples of a million units, whose masks are 1 and 2 MiB."""
+    shape = jax.ShapeDtypeStruct((1024, 1024), jnp.float32)
+
+    def temporaries(num_samples):
+        def total(features):
+            return dropout.multi_sample_dropout_loss(
+                KEY, lambda h: h, features, jnp.zeros_like(features), squared, num_samples=num_samples
+            ).mean()
+
+        return jax.jit(jax.grad(total)).lower(shape).compile().memory_analysis().temp_size_in_bytes
+
+    assert temporaries(16) - temporaries(8) <= 1.1 * 2**20
+
+
+def draws(jaxpr):
+    """Operations that draw random bits, those inside loops and calls included."""
+    inner = [getattr(value, "jaxpr", value) for equation in jaxpr.eqns for value in equation.params.values()]
+    here = sum(equation.primitive.name == "random_bits" for equation in jaxpr.eqns)
+    return here + sum(draws(other) for other in inner if hasattr(other, "eqns"))
+
+
+def test_small_masks_are_drawn_once_and_large_ones_again():
+    """At 8 MiB of masks, a bit a unit, and just above."""
+
+    def total(features):
+        return dropout.multi_sample_dropout_loss(KEY, lambda h: h, features, features, squared, num_samples=8).mean()
+
+    for batch, expected in ((8192, 1), (8193, 2)):
+        shape = jax.ShapeDtypeStruct((batch, 1024), jnp.float32)
+        assert draws(jax.make_jaxpr(jax.grad(total))(shape).jaxpr) == expected
 
 
 def test_gradient_noise_of_masks_falls_as_one_over_m():
