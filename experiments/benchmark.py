@@ -2,7 +2,7 @@
 
 usage: python -m experiments.benchmark SUBJECT [SUBJECT ...] [--out=FILE.json]
 
-subjects: consistency, scale
+subjects: consistency, dropout, scale
 """
 
 import importlib
@@ -17,7 +17,7 @@ from rich.table import Table
 from experiments.engine import command_line
 from experiments.engine.errors import UserError, unknown
 
-SUBJECTS = ("consistency", "scale")
+SUBJECTS = ("consistency", "dropout", "scale")
 
 
 def main() -> None:

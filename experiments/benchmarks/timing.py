@@ -12,6 +12,11 @@ def in_turns(calls: Mapping[str, Callable[[], Any]], *, rounds: int) -> dict[str
 
     A call must wait for its own result. One round before the first is not counted.
     """
+    return {name: float(np.median(values)) for name, values in seconds_in_turns(calls, rounds=rounds).items()}
+
+
+def seconds_in_turns(calls: Mapping[str, Callable[[], Any]], *, rounds: int) -> dict[str, list[float]]:
+    """Like `in_turns`: the seconds of every round."""
     seconds: dict[str, list[float]] = {name: [] for name in calls}
     for turn in range(rounds + 1):
         for name, call in calls.items():
@@ -19,4 +24,4 @@ def in_turns(calls: Mapping[str, Callable[[], Any]], *, rounds: int) -> dict[str
             call()
             if turn:
                 seconds[name].append(time.perf_counter() - began)
-    return {name: float(np.median(values)) for name, values in seconds.items()}
+    return seconds
