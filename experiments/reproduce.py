@@ -13,6 +13,7 @@ Interrupted, it goes on where it stopped. More seeds: --config.seeds=10; other s
 """
 
 import time
+import traceback
 from pathlib import Path
 from typing import Any
 
@@ -74,6 +75,7 @@ def everything(names: list[str], workdir: Path) -> None:
         except UserError as error:
             told[name], mendable = f"refused: {error}", True
         except Exception as error:
+            traceback.print_exc()
             told[name], failed = f"failed: {type(error).__name__}: {first_line(error)}", True
         told[name] += f" ({time.perf_counter() - began:.0f} s)"
     listing.summary(told)

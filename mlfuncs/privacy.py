@@ -176,7 +176,7 @@ def invert_gradients(
         raise ValueError(f"input_shape must be (B, H, W, C), got {tuple(input_shape)}")
     _checks.per_example("labels", labels, input_shape[0])
     _checks.rate("rate", rate, below_one=True)
-    if _checks.is_concrete(rate) and rate == 0:
+    if _checks.is_concrete(rate) and np.asarray(rate) == 0:
         optimize_masks = False  # all masks are 1: a plain inversion
     input_key, mask_key = jax.random.split(key)
     if masks is None:

@@ -111,7 +111,8 @@ def _flat_pair(data: ArrayLike, noise: ArrayLike, axis_name: str | None) -> tupl
     for name, value in (("data", data), ("noise", noise)):
         if np.size(value) == 0:
             raise ValueError(f"{name} must not be empty, got shape {np.shape(value)}")
-        if _checks.is_concrete(value) and not bool(jnp.all(jnp.isfinite(jnp.asarray(value)))):
+        # With NumPy: a concrete array may be looked at within a trace, where JAX would trace the look itself.
+        if _checks.is_concrete(value) and not np.all(np.isfinite(np.asarray(value, np.float64))):
             raise ValueError(f"{name} must be finite to be coupled")
         value = jax.lax.stop_gradient(as_float(value))
         flat.append(gather_batch(value.reshape(value.shape[0], -1), axis_name))

@@ -148,6 +148,11 @@ def test_inversion_details():
         jax.vmap(lambda key: privacy.invert_gradients(key, apply, params, target, labels, bounds=(-1.0, 2.0), **start))
     )
     trials = run(jax.random.split(KEY, 2))
+    rate = jnp.float32(0.0)  # an array that a compiled function closes over is concrete within its trace
+    closed = jax.jit(
+        lambda key: privacy.invert_gradients(key, apply, params, target, labels, **{**start, "rate": rate})
+    )
+    np.testing.assert_array_equal(closed(KEY)["masks"][0], np.ones((1, 32)))
     assert trials["inputs"].shape == (2, *x.shape)
     assert trials["history"].shape == (2, 2)
     assert np.any(trials["inputs"][0] != trials["inputs"][1])

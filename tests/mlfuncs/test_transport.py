@@ -154,6 +154,12 @@ def test_couplings_compile_and_pass_no_gradient():
     np.testing.assert_array_equal(
         jax.jit(transport.minibatch_coupling)(data, noise), transport.minibatch_coupling(data, noise)
     )
+    # Arrays that a compiled function closes over are concrete within its trace.
+    data_inside = jax.jit(lambda z: transport.minibatch_coupling(data, z))(noise)
+    np.testing.assert_array_equal(data_inside, transport.minibatch_coupling(data, noise))
+    broken = data * jnp.nan
+    with pytest.raises(ValueError, match="data must be finite"):
+        jax.jit(lambda z: transport.minibatch_coupling(broken, z))(noise)
     gradient = jax.grad(lambda d: jnp.sum(noise[transport.minibatch_coupling(d, noise)] * d))(data)
     np.testing.assert_allclose(gradient, noise[transport.minibatch_coupling(data, noise)], rtol=1e-6)
 
