@@ -16,6 +16,7 @@ KEPT = catalogue.ROOT / "docs" / "results"
 README, PAPERS = catalogue.ROOT / "README.md", catalogue.ROOT / "docs" / "papers.md"
 BEGIN, END = "<!-- catalogue: made by python -m experiments.catalogue -->", "<!-- end of catalogue -->"
 NOT_RUN = "not measured yet"
+MOST_FUNCTIONS = 3  # of a paper that the README names; docs/papers.md has all
 
 
 def kept(name: str) -> dict[str, Any] | None:
@@ -68,13 +69,15 @@ def row(name: str) -> list[str]:
     """Paper, what to call, claim, verdict, numbers, in Markdown."""
     config, tree = catalogue.load(name), kept(name)
     paper = f"[{config.title}](https://arxiv.org/abs/{config.arxiv})"
-    calls = ", ".join(f"`{function}`" for function in config.functions)
+    shown = config.functions[:MOST_FUNCTIONS]
+    calls = ", ".join(f"`{function}`" for function in shown) + ", …" * (len(shown) < len(config.functions))
     told = verdict(config, tree)
     measured = ""
     if tree is not None:
         main, _ = rules.judge(config, numbers(tree))
         told = f"[{told}](docs/papers.md#{anchor(name)})"
-        measured = f"{main[0].says}: {main[0].measured}; {sum(each.holds for each in main)} of {len(main)} checks hold"
+        first = next(each for each in main if not each.condition)
+        measured = f"{first.says}: {first.measured}; {sum(each.holds for each in main)} of {len(main)} checks hold"
     return [paper, calls, config.claim, told, measured]
 
 

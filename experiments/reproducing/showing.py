@@ -90,6 +90,8 @@ def to_markdown(
         "",
         f"[arXiv:{config.arxiv}](https://arxiv.org/abs/{config.arxiv}). {config.claim}",
         "",
+        f"What you call: {', '.join(f'`{function}`' for function in config.functions)}.",
+        "",
     ]
     if outcomes is not None:
         told = rules.verdict(outcomes[0]).capitalize()

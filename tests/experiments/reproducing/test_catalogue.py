@@ -96,6 +96,7 @@ def rule(**fields):
         ({"smoke": {"shared": {"set": 1}}}, "config.smoke sets 'set'"),
         ({"smoke_arms": ("x",)}, "unknown arm in config.smoke_arms 'x'"),
         ({"checks": ()}, "config.checks is empty"),
+        ({"checks": (rule(condition=True),)}, "or conditions alone"),
         ({"checks": (rule(of="x"),)}, "unknown arm in the check 's' 'x'; known: baseline, method, rate 0.5"),
         ({"side": (rule(against="x"),)}, "unknown arm in the check 's' 'x'"),
         ({"checks": (rule(over="all"),)}, "unknown over in the check 's' 'all'; known: .*every seed"),
