@@ -81,12 +81,13 @@ def write_points(
     for axis, (name, found) in zip(axes.flat, panels.items(), strict=False):
         for arm, values in found.items():
             place, finite = arms.index(arm), [value for value in values if math.isfinite(value)]
-            axis.plot(finite, [place] * len(finite), "o", color="C0", alpha=0.4, markersize=4, markeredgewidth=0)
+            seeds = {"color": "C0", "alpha": 0.6, "markersize": 5, "markeredgewidth": 0, "zorder": 3}
+            axis.plot(finite, [place] * len(finite), "o", **seeds)
             if len(finite) == len(values):
                 low, high = interval(values)
                 mean = float(np.mean(values))
                 reach = [[mean - low], [high - mean]] if math.isfinite(low) else None
-                axis.errorbar(mean, place, xerr=reach, fmt="|", color="black", capsize=3, markersize=9)
+                axis.errorbar(mean, place, xerr=reach, fmt="|", color="gray", capsize=3, markersize=11)
         everything = [value for values in found.values() for value in values if math.isfinite(value)]
         if everything and min(everything) > 0 and max(everything) > 30 * min(everything):
             axis.set_xscale("log")
