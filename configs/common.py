@@ -72,6 +72,25 @@ def images(name: str, **fields: object) -> ml_collections.ConfigDict:
     )
 
 
+def scenes(**fields: object) -> ml_collections.ConfigDict:
+    """Captioned shapes, drawn when a run starts; examples have "tokens" beside "image" and "label"."""
+    return ml_collections.ConfigDict(
+        {
+            "name": "scenes",
+            "seed": 0,  # of the scenes and of what is held out
+            "image_size": 16,
+            "objects": 1,
+            "fewest": 1,  # scenes have this many objects up to `objects`
+            "grid": 2,  # objects lie in different cells of a grid of this side
+            "train_size": 8192,
+            "test_size": 1024,
+            "held_out": 0,  # so many pairs of shape and colour are in the test set alone; 0: both sets show all
+            "mention": ("size", "style", "color", "shape", "place", "background"),  # what captions say
+            **fields,
+        }
+    )
+
+
 def consistency(method: str, teacher: ml_collections.ConfigDict | None) -> ml_collections.ConfigDict:
     """A consistency config: what is left without a value is the method's published setting."""
     config = base("consistency")

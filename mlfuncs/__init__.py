@@ -11,12 +11,14 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     import mlfuncs.adapters as adapters
     import mlfuncs.architecture_search as architecture_search
+    import mlfuncs.attention as attention
     import mlfuncs.causal as causal
     import mlfuncs.consistency as consistency
     import mlfuncs.diffusion as diffusion
     import mlfuncs.dropout as dropout
     import mlfuncs.metrics as metrics
     import mlfuncs.noisy_labels as noisy_labels
+    import mlfuncs.preference as preference
     import mlfuncs.privacy as privacy
     import mlfuncs.robust as robust
     import mlfuncs.sparsity as sparsity
@@ -30,12 +32,14 @@ __version__ = "0.1.0"
 __all__ = [
     "adapters",
     "architecture_search",
+    "attention",
     "causal",
     "consistency",
     "diffusion",
     "dropout",
     "metrics",
     "noisy_labels",
+    "preference",
     "privacy",
     "robust",
     "sparsity",

@@ -50,7 +50,7 @@ class Zeros:
 
 
 class World(NamedTuple):
-    """A data set: raw examples {"image", "label"} and what a model needs to know of them."""
+    """A data set: raw examples {"image", "label", ...} and what a model needs to know of them."""
 
     train: Split
     test: Split
@@ -66,9 +66,13 @@ Trained = Callable[[ml_collections.ConfigDict], Any]
 
 def build(config: ml_collections.ConfigDict, trained: Trained) -> World:
     """The world that `config.name` names; `trained(config)` gives a world that needs a model one."""
-    from experiments.worlds import digits, images, latents
+    from experiments.worlds import digits, images, latents, scenes
 
-    known: dict[str, Callable[..., World]] = {"digits": digits.build, "latents": latents.build}
+    known: dict[str, Callable[..., World]] = {
+        "digits": digits.build,
+        "latents": latents.build,
+        "scenes": scenes.build,
+    }
     name = config.name
     if name in known:
         return known[name](config, trained)
@@ -83,9 +87,13 @@ def describe(config: ml_collections.ConfigDict, trained: Trained) -> World:
 
     `trained(config)` gives a run of which the state may be shapes alone.
     """
-    from experiments.worlds import digits, images, latents
+    from experiments.worlds import digits, images, latents, scenes
 
-    known: dict[str, Callable[..., World]] = {"digits": digits.build, "latents": latents.describe}
+    known: dict[str, Callable[..., World]] = {
+        "digits": digits.build,
+        "latents": latents.describe,
+        "scenes": scenes.describe,
+    }
     if config.name in known:
         return known[config.name](config, trained)
     world = images.describe(config)

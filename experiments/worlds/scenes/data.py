@@ -1,0 +1,116 @@
+"""Scenes as a data set for `experiments.train`."""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+import numpy as np
+from jax import Array
+from jax.typing import ArrayLike
+
+from experiments.engine.errors import UserError
+from experiments.worlds import InMemory, Split, Trained, World, Zeros
+from experiments.worlds.scenes.captions import ATTRIBUTES, caption
+from experiments.worlds.scenes.description import COLORS, SHAPES, Scene, Splits, draw, splits
+from experiments.worlds.scenes.pictures import check_size, render
+
+
+class _Settings(NamedTuple):
+    """What a config says, checked; see `configs.common.scenes`."""
+
+    seed: int
+    image_size: int
+    objects: int
+    fewest: int
+    grid: int
+    train_size: int
+    test_size: int
+    mention: tuple[str, ...]
+    splits: Splits
+
+
+def _settings(config: ml_collections.ConfigDict) -> _Settings:
+    objects = int(config.get("objects", 1))
+    seed, held_out = int(config.get("seed", 0)), int(config.get("held_out", 0))
+    sizes = {name: int(config.get(name, default)) for name, default in (("train_size", 8192), ("test_size", 1024))}
+    for name, value in sizes.items():
+        if value < 1:
+            raise UserError(f"config.data.{name} must be at least 1, got {value}")
+    try:
+        settings = _Settings(
+            seed=seed,
+            image_size=int(config.get("image_size", 16)),
+            objects=objects,
+            fewest=int(config.get("fewest", objects)),
+            grid=int(config.get("grid", 2)),
+            mention=tuple(config.get("mention", ATTRIBUTES)),
+            splits=splits(seed, held_out=held_out),
+            **sizes,
+        )
+        check_size(settings.image_size)
+        jax.eval_shape(lambda key: _example(key, settings, settings.splits.train)[1], jax.random.key(0))
+    except ValueError as error:
+        raise UserError(f"config.data: {error}") from error
+    return settings
+
+
+def _example(key: Array, settings: _Settings, rows: ArrayLike) -> tuple[Scene, dict[str, Array]]:
+    scene = draw(key, rows, objects=settings.objects, fewest=settings.fewest, grid=settings.grid)
+    picture = jnp.round(255 * render(scene, settings.image_size)).astype(jnp.uint8)
+    return scene, {"image": picture, "label": label(scene), "tokens": caption(scene, mention=settings.mention)}
+
+
+def label(scene: Scene) -> Array:
+    """int32 in [0, 30): shape and colour of the first object, as shape * 6 + color; 0 where there is none."""
+    number = scene.shape[..., 0] * len(COLORS) + scene.color[..., 0]
+    return jnp.where(scene.present[..., 0], number, 0).astype(jnp.int32)
+
+
+BLOCK = 1024  # scenes drawn at once
+
+
+def examples(config: ml_collections.ConfigDict, split: str) -> tuple[Scene, dict[str, np.ndarray]]:
+    """The scenes of a split, "train" or "test", and their examples {"image", "label", "tokens"}.
+
+    Scene i is a function of the seed, the split and i. The test set shows the combinations that are held out; where none
+    are, those of training in other scenes.
+    """
+    settings = _settings(config)
+    table = settings.splits.train if split == "train" or not len(settings.splits.held_out) else settings.splits.held_out
+    size = settings.train_size if split == "train" else settings.test_size
+    key = jax.random.fold_in(jax.random.key(settings.seed), ("train", "test").index(split))
+
+    @jax.jit
+    def block(first: Array) -> tuple[Scene, dict[str, Array]]:
+        keys = jax.vmap(lambda i: jax.random.fold_in(key, i))(first + jnp.arange(min(BLOCK, size)))
+        return jax.vmap(lambda key: _example(key, settings, table))(keys)
+
+    parts = [jax.tree.map(np.asarray, block(jnp.int32(first))) for first in range(0, size, BLOCK)]
+    return jax.tree.map(lambda *x: np.concatenate(x)[:size], *parts)
+
+
+def build(config: ml_collections.ConfigDict, trained: Trained) -> World:
+    """Scenes drawn once, in memory; `configs.common.scenes` has the fields."""
+    del trained
+    train, test = (InMemory(examples(config, split)[1]) for split in ("train", "test"))
+    return _world(_settings(config), train, test)
+
+
+def describe(config: ml_collections.ConfigDict, trained: Trained) -> World:
+    """The same with zeros for examples."""
+    del trained
+    settings = _settings(config)
+    shapes = jax.eval_shape(lambda key: _example(key, settings, settings.splits.train)[1], jax.random.key(0))
+    return _world(settings, Zeros(shapes, settings.train_size), Zeros(shapes, settings.test_size))
+
+
+def _world(settings: _Settings, train: Split, test: Split) -> World:
+    return World(
+        train=train,
+        test=test,
+        example_shape=(settings.image_size, settings.image_size, 3),
+        num_classes=len(SHAPES) * len(COLORS),
+        to_model=lambda raw: raw.astype(jnp.float32) / 127.5 - 1,
+        to_pixels=lambda x: jnp.round((jnp.clip(x, -1, 1) + 1) * 127.5).astype(jnp.uint8),
+    )

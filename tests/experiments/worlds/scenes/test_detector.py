@@ -1,0 +1,122 @@
+"""The detector inverts the renderer, and finds nothing where there is nothing."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from experiments.worlds import scenes
+from tests.experiments.worlds.scenes.helpers import differing, every_single, many, seen, single
+
+SIZES = [16, 32, 64]
+
+
+def check(drawn, found, size):
+    wrong = differing(drawn, found)
+    assert not len(wrong), (
+        wrong,
+        [scenes.decode(scenes.caption(jax.tree.map(lambda x: x[wrong[0]], s))) for s in (drawn, found)],
+    )
+    miss = np.abs(np.asarray(found.position - drawn.position))[np.asarray(drawn.present)]
+    assert miss.max() < 0.1 / size
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_every_single_object(size):
+    drawn = every_single(seed=size)
+    assert len(drawn.background) == 5 * 6 * 2 * 3 * 5
+    check(drawn, seen(drawn, size), size)
+
+
+def test_every_single_object_where_pixels_are_few():
+    """At 16 pixels, in 8 bits, at other places within a pixel; with more asked for than there is."""
+    for seed in range(4):
+        drawn = every_single(seed=100 + seed)
+        check(drawn, seen(drawn, 16, bits=True), 16)
+    more = seen(drawn, 16, objects=3)
+    check(drawn, more._replace(**{name: getattr(more, name)[:, :1] for name in scenes.Scene._fields[:-1]}), 16)
+    assert not np.any(more.present[:, 1:])
+    assert np.all(np.asarray(more.shape[:, 1:]) == -1)
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_scenes_of_many_objects(size):
+    drawn = many(300, seed=size, objects=4, fewest=0)
+    assert set(np.unique(drawn.count)) == {0, 1, 2, 3, 4}
+    check(drawn, seen(drawn, size, bits=True), size)
+
+
+def test_neighbours_of_one_colour_stay_apart():
+    drawn = many(200, objects=4, rows=scenes.combinations(color=["green"], size=["large"]))
+    check(drawn, seen(drawn, 16), 16)
+
+
+def test_nothing_is_found_where_there_is_nothing():
+    for size in SIZES:
+        blank = many(1)._replace(present=jnp.zeros((1, 1), bool))
+        for ground in range(len(scenes.BACKGROUNDS)):
+            found = seen(blank._replace(background=jnp.array([ground])), size)
+            assert not np.any(found.present)
+            assert int(found.background[0]) == ground
+            assert all(int(getattr(found, name)[0, 0]) == -1 for name in scenes.OBJECT_ATTRIBUTES)
+
+
+def test_noise_is_nothing():
+    detect = jax.jit(scenes.detect)
+    noise = jax.random.uniform(jax.random.key(0), (50, 16, 16, 3))
+    found = detect(noise)
+    assert int(found.present.sum()) <= 2
+    assert np.all(np.asarray(found.background) == -1)
+    assert not np.any(detect(jnp.full((1, 16, 16, 3), jnp.array([0.8, 0.2, 0.2]))).present)  # all red
+    grey = detect(jnp.full((1, 16, 16, 3), 0.28))
+    assert not np.any(grey.present)
+    assert int(grey.background[0]) == -1
+
+
+def test_a_form_that_is_no_shape_is_nothing():
+    picture = scenes.render(single(), 32)
+    bar = picture.at[12:20, 2:30].set(jnp.array([0.8, 0.2, 0.2]))
+    assert not np.any(scenes.detect(bar).present)
+    tiny = (
+        scenes.render(single()._replace(present=jnp.array([False])), 32)
+        .at[10:12, 10:12]
+        .set(jnp.array([0.8, 0.2, 0.2]))
+    )
+    assert not np.any(scenes.detect(tiny).present)
+
+
+def test_pictures_that_are_nearly_right():
+    """Noise of a twentieth of the range, and a blur of a pixel at 32 pixels: what samplers give. All but a few are read."""
+    drawn = many(200, objects=2, seed=3)
+    pictures = jax.vmap(lambda scene: scenes.render(scene, 32))(drawn)
+    noisy = pictures + 0.05 * jax.random.normal(jax.random.key(0), pictures.shape)
+    found = jax.jit(lambda x: jax.lax.map(lambda y: scenes.detect(y, objects=2), x, batch_size=50))(noisy)
+    assert len(differing(drawn, found)) <= 4
+
+
+def test_order_is_that_of_reading():
+    positions = jnp.array([[0.75, 0.75], [0.25, 0.75], [0.75, 0.25], [0.25, 0.25]])
+    scene = scenes.Scene(
+        jnp.arange(4), jnp.arange(4), jnp.zeros(4, int), jnp.zeros(4, int), positions, jnp.ones(4, bool), jnp.array(1)
+    )
+    np.testing.assert_array_equal(scenes.detect(scenes.render(scene, 32)).shape, [3, 1, 2, 0])
+
+
+def test_leading_axes_and_tracing():
+    drawn = jax.tree.map(lambda x: x.reshape(2, 3, *x.shape[1:]), many(6, objects=2, fewest=1))
+    found = jax.jit(lambda scene: scenes.detect(scenes.render(scene, 16), objects=2))(drawn)
+    assert found.position.shape == (2, 3, 2, 2)
+    for name in ("shape", "color", "size", "style", "present", "background"):
+        np.testing.assert_array_equal(getattr(found, name), getattr(drawn, name))
+
+
+def test_what_it_refuses():
+    for shape in ((16, 16), (16, 16, 1), (16, 12, 3)):
+        with pytest.raises(ValueError, match=r"picture must be \[\.\.\., S, S, 3\]"):
+            scenes.detect(jnp.zeros(shape))
+    with pytest.raises(ValueError, match="picture must be floats"):
+        scenes.detect(jnp.zeros((16, 16, 3), jnp.uint8))
+    with pytest.raises(ValueError, match="size must be"):
+        scenes.detect(jnp.zeros((4, 4, 3)))
+    with pytest.raises(ValueError, match="objects must be at least 1"):
+        scenes.detect(jnp.zeros((16, 16, 3)), objects=0)
