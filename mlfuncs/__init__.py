@@ -21,10 +21,12 @@ if TYPE_CHECKING:
     import mlfuncs.preference as preference
     import mlfuncs.privacy as privacy
     import mlfuncs.robust as robust
+    import mlfuncs.score_distillation as score_distillation
     import mlfuncs.sparsity as sparsity
     import mlfuncs.timeseries as timeseries
     import mlfuncs.transport as transport
     import mlfuncs.uncertainty as uncertainty
+    import mlfuncs.unlearning as unlearning
     import mlfuncs.vision as vision
     import mlfuncs.world_model as world_model
 
@@ -42,10 +44,12 @@ __all__ = [
     "preference",
     "privacy",
     "robust",
+    "score_distillation",
     "sparsity",
     "timeseries",
     "transport",
     "uncertainty",
+    "unlearning",
     "vision",
     "world_model",
 ]
