@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     import mlfuncs.consistency as consistency
     import mlfuncs.diffusion as diffusion
     import mlfuncs.dropout as dropout
+    import mlfuncs.guidance as guidance
     import mlfuncs.metrics as metrics
     import mlfuncs.noisy_labels as noisy_labels
     import mlfuncs.preference as preference
@@ -39,6 +40,7 @@ __all__ = [
     "consistency",
     "diffusion",
     "dropout",
+    "guidance",
     "metrics",
     "noisy_labels",
     "preference",

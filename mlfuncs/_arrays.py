@@ -49,6 +49,12 @@ def safe_sqrt(x: Array) -> Array:
     return jnp.where(usable, jnp.sqrt(jnp.where(usable, x, 1.0)), 0.0)
 
 
+def example_noise(key: Array, shape: tuple[int, ...]) -> Array:
+    """Unit normal noise [B, ...] of which that of example i depends on the key and on i alone, not on B."""
+    draw = lambda example: jax.random.normal(jax.random.fold_in(key, example), shape[1:])  # noqa: E731
+    return jax.vmap(draw)(jnp.arange(shape[0]))
+
+
 def gather_batch(x: Array, axis_name: str | None) -> Array:
     """The global batch [N, ...] of the shards along a `shard_map` or `pmap` axis; `x` itself where there is none."""
     if axis_name is None:

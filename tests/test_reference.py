@@ -14,11 +14,22 @@ import mlfuncs
 # Functions that plan on the host and can't be traced.
 ON_HOST: set[str] = set()
 
+# Functions that cases name and whose room has not got them yet.
+AWAITED: set[str] = {
+    "mlfuncs.guidance.classifier_guided_denoised",
+    "mlfuncs.guidance.equivalent_guidance_scale",
+    "mlfuncs.guidance.manifold_constrained_ddim_inversion_step",
+    "mlfuncs.guidance.manifold_constrained_ddim_step",
+    "mlfuncs.guidance.sample_classifier_guided",
+    "mlfuncs.guidance.sample_manifold_constrained",
+    "mlfuncs.guidance.tempered_log_probability",
+}
+
 CASES = [
     pytest.param(case, id=f"{file.stem}-{number}-{case['function'].rsplit('.', 1)[1]}")
     for file in sorted((pathlib.Path(__file__).parent / "reference").glob("*.json"))
     for number, case in enumerate(json.loads(file.read_text()))
-    if case["function"].split(".")[1] in mlfuncs.__all__
+    if case["function"].split(".")[1] in mlfuncs.__all__ and case["function"] not in AWAITED
 ]
 
 
@@ -71,6 +82,12 @@ def test_reference(case, compiled):
     else:
         actual = function(**arguments)
     compare(actual, decode(case["expect"]), case)
+
+
+def test_what_is_awaited_is_not_there():
+    for name in AWAITED:
+        room, function = name.rsplit(".", 1)
+        assert not hasattr(importlib.import_module(room), function), f"{name} is here: take it from AWAITED"
 
 
 def test_cases_are_found():

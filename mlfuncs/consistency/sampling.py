@@ -9,7 +9,7 @@ from jax import Array
 from jax.typing import ArrayLike
 
 from mlfuncs import _checks
-from mlfuncs._arrays import as_float
+from mlfuncs._arrays import as_float, example_noise
 
 
 def multistep_sample(
@@ -57,9 +57,7 @@ def multistep_sample(
     levels = as_float(sigmas)  # type: ignore[arg-type]
 
     def noise(step: ArrayLike) -> Array:
-        step_key = jax.random.fold_in(key, step)
-        draw = lambda index: jax.random.normal(jax.random.fold_in(step_key, index), shape[1:])  # noqa: E731
-        return jax.vmap(draw)(jnp.arange(shape[0]))
+        return example_noise(jax.random.fold_in(key, step), shape)
 
     def jump(x: Array, step_and_sigma: tuple[Array, Array]) -> tuple[Array, None]:
         step, sigma = step_and_sigma

@@ -1,5 +1,6 @@
 """Diffusion models: noise schedules, preconditioning and training loss, deterministic and stochastic samplers."""
 
+from mlfuncs.diffusion.gaussians import ancestral_transition, gaussian_log_prob, gaussian_score
 from mlfuncs.diffusion.preconditioning import (
     edm_coefficients,
     edm_loss,
@@ -33,12 +34,15 @@ from mlfuncs.diffusion.schedules import (
 __all__ = [
     "alpha_bar_from_sigma",
     "alpha_bars",
+    "ancestral_transition",
     "cosine_betas",
     "ddim_step",
     "denoised_from_noise",
     "edm_coefficients",
     "edm_loss",
     "euler_step",
+    "gaussian_log_prob",
+    "gaussian_score",
     "karras_sigmas",
     "linear_betas",
     "noise_from_denoised",

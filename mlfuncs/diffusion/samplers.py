@@ -10,7 +10,7 @@ from jax import Array
 from jax.typing import ArrayLike
 
 from mlfuncs import _checks
-from mlfuncs._arrays import as_float, expand_like, safe_sqrt
+from mlfuncs._arrays import as_float, example_noise, expand_like, safe_sqrt
 
 Denoiser = Callable[[Array, Array], Array]  # (x [B, ...], sigma [B]) -> estimate of the clean x
 
@@ -216,9 +216,7 @@ def sample_heun_stochastic(
 
     def lift(x: Array, index: Array, sigma: Array) -> tuple[Array, Array]:
         gamma = jnp.where((sigma >= churn_min) & (sigma <= churn_max), strength, 0.0)
-        step_key = jax.random.fold_in(key, index)
-        draw = lambda example: jax.random.normal(jax.random.fold_in(step_key, example), x.shape[1:])  # noqa: E731
-        noise = jax.vmap(draw)(jnp.arange(x.shape[0]))
+        noise = example_noise(jax.random.fold_in(key, index), x.shape)
         # The root of (1 + gamma)^2 - 1.
         excess = gamma * (2 + gamma)
         spread = safe_sqrt(excess) * sigma
