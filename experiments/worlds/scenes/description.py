@@ -201,7 +201,8 @@ def contains(scene: Scene, **words: str) -> Array:
     """Bool: whether an object of the scene has all these attributes, `contains(found, color="red", shape="circle")`."""
     fits, ground = jnp.asarray(scene.present), jnp.ones(jnp.shape(scene.background), bool)
     for attribute, word in words.items():
-        same = jnp.asarray(getattr(scene, attribute)) == _index(attribute, word)
+        index = _index(attribute, word)
+        same = jnp.asarray(getattr(scene, attribute)) == index
         fits, ground = (fits, ground & same) if attribute == "background" else (fits & same, ground)
     return (jnp.any(fits, axis=-1) | (set(words) <= {"background"})) & ground
 

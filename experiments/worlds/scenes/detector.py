@@ -18,7 +18,7 @@ TOLERANCE = 0.1  # most mean difference of a ground from the one that it is take
 def detect(picture: ArrayLike, *, objects: int = 4) -> Scene:
     """What is to be seen in pictures [..., S, S, 3] with values in [0, 1], whoever drew them.
 
-    Exact, positions within a tenth of a pixel, for renderings at 16 pixels or more of objects that lie inside the picture
+    Exact, positions within a fifth of a pixel, for renderings at 16 pixels or more of objects that lie inside the picture
     and do not touch, in 8 bits too. In other pictures an object is what one colour covers, without a gap, in a form that
     overlaps a shape of a known size by `ACCEPTED` (intersection over union); all else is nothing. A picture without
     objects gives `present` all False, and a ground like none that is known background -1.

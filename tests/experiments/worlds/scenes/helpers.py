@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from experiments.worlds import scenes
+from tests.experiments.models.helpers import quickly
 
 FIELDS = ("shape", "color", "size", "style", "present", "background")
 
@@ -22,12 +23,12 @@ def every_single(seed=0, grid=1):
     rows = np.repeat(scenes.combinations(), len(scenes.BACKGROUNDS), axis=0)
     grounds = np.tile(np.arange(len(scenes.BACKGROUNDS)), len(scenes.combinations()))
     keys = jax.random.split(jax.random.key(seed), len(rows))
-    drawn = jax.vmap(lambda key, row: scenes.draw(key, row[None], grid=grid))(keys, jnp.asarray(rows))
+    drawn = quickly(jax.vmap(lambda key, row: scenes.draw(key, row[None], grid=grid)))(keys, jnp.asarray(rows))
     return drawn._replace(background=jnp.asarray(grounds))
 
 
 def many(count, seed=0, **settings):
-    return jax.vmap(lambda key: scenes.draw(key, **settings))(jax.random.split(jax.random.key(seed), count))
+    return quickly(jax.vmap(lambda key: scenes.draw(key, **settings)))(jax.random.split(jax.random.key(seed), count))
 
 
 @functools.cache
