@@ -28,16 +28,16 @@ class Scene(NamedTuple):
     Later objects lie over earlier ones.
     """
 
-    shape: Array  # int [K] in SHAPES
-    color: Array  # int [K] in COLORS
-    size: Array  # int [K] in SIZES
-    style: Array  # int [K] in STYLES
-    position: Array  # float [K, 2]: row and column of the centre, as shares of the picture
-    present: Array  # bool [K]
-    background: Array  # int [] in BACKGROUNDS
+    shape: Any  # int [K] in SHAPES; arrays of JAX or NumPy
+    color: Any  # int [K] in COLORS
+    size: Any  # int [K] in SIZES
+    style: Any  # int [K] in STYLES
+    position: Any  # float [K, 2]: row and column of the centre, as shares of the picture
+    present: Any  # bool [K]
+    background: Any  # int [] in BACKGROUNDS
 
     @property
-    def count(self) -> Array:
+    def count(self) -> Array:  # type: ignore[override]  # not the method of tuples
         """How many objects there are."""
         return jnp.sum(self.present, axis=-1)
 
@@ -168,9 +168,11 @@ def draw(
     room = jnp.maximum(0.5 / grid - REACH * jnp.array(RADII)[size] - GAP, 0.0)[:, None]
     centre = (jnp.stack([cells // grid, cells % grid], axis=-1) + 0.5) / grid
     position = centre + jitter * room * jax.random.uniform(place_key, (objects, 2), minval=-1, maxval=1)
-    known = [jnp.where(present, value, -1) for value in (shape, color, size, style)]
     ground = grounds[jax.random.randint(ground_key, (), 0, len(backgrounds))]
-    return Scene(*known, jnp.where(present[:, None], position, -1.0), present, ground)
+    known = {"shape": shape, "color": color, "size": size, "style": style}
+    known = {name: jnp.where(present, value, -1) for name, value in known.items()}
+    place = jnp.where(present[:, None], position, -1.0)
+    return Scene(**known, position=place, present=present, background=ground)
 
 
 def _column(attribute: str, objects: int, table: Array) -> int:

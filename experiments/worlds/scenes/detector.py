@@ -105,14 +105,16 @@ def _detect(picture: Array, objects: int) -> Scene:
     present = (jnp.max(overlap, axis=-1) > ACCEPTED) & (numbers > 0)
 
     styles = jnp.broadcast_to(jnp.arange(len(STYLES)), (objects, len(STYLES)))
-    repeated = (jnp.broadcast_to(x[:, None], styles.shape) for x in (shape, size))
+    shapes, sizes = (jnp.broadcast_to(x[:, None], styles.shape) for x in (shape, size))
     every = jnp.broadcast_to(position[:, None], (*styles.shape, 2))
-    form, lightness = drawn(*repeated, styles, every, pixels)
+    form, lightness = drawn(shapes, sizes, styles, every, pixels)
     expected = form * (lightness + jnp.array(CHROMA.mean(1))[hue][:, None, None, None]) + (1 - form) * grounds[ground]
     style = jnp.argmin(jnp.sum(cover[:, None] * (expected - light) ** 2, axis=(2, 3)), axis=-1)
 
     found = Scene(shape, hue, size, style, position, present, background)
     row, column = place(found)
     order = jnp.argsort(jnp.where(present, 3 * row + column + position[:, 1] / 2, jnp.inf))
-    known = [jnp.where(present, value, -1)[order] for value in (shape, hue, size, style)]
-    return Scene(*known, jnp.where(present[:, None], position, -1.0)[order], present[order], background)
+    seen = {"shape": shape, "color": hue, "size": size, "style": style}
+    seen = {name: jnp.where(present, value, -1)[order] for name, value in seen.items()}
+    where = jnp.where(present[:, None], position, -1.0)[order]
+    return Scene(**seen, position=where, present=present[order], background=background)

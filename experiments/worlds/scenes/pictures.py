@@ -72,8 +72,8 @@ def masks(scene: Scene, size: int, *, hidden: bool = False) -> Array:
 
 
 def _layers(scene: Scene, size: int, hidden: bool) -> tuple[Array, Array]:
-    fields = (jnp.asarray(x) for x in (scene.shape, scene.size, scene.style, scene.position))
-    coverage, lightness = drawn(*fields, size)
+    shape, kind, style, position = (jnp.asarray(x) for x in (scene.shape, scene.size, scene.style, scene.position))
+    coverage, lightness = drawn(shape, kind, style, position, size)
     coverage = jnp.where(jnp.asarray(scene.present)[..., None, None], coverage, 0.0)
     if not hidden:
         left = jnp.cumprod(jnp.flip(1 - coverage, -3), axis=-3)  # by the object itself and those over it
