@@ -12,6 +12,7 @@ from experiments.worlds.scenes.pictures import CHROMA, check_size, drawn, ground
 _HUES = CHROMA - CHROMA.mean(1, keepdims=True)  # all of one length
 _HUE = float(np.linalg.norm(_HUES[0]))
 ACCEPTED = 0.7  # least overlap of an object with the shape that it is taken for
+BARE = 0.2  # least share of a picture without colour, for its ground to be known
 TOLERANCE = 0.1  # most mean difference of a ground from the one that it is taken for
 
 
@@ -75,11 +76,11 @@ def _detect(picture: Array, objects: int) -> Scene:
     color, most = jnp.argmax(share, axis=-1), jnp.max(share, axis=-1)
 
     grounds = jnp.array(grounds_of(pixels))
-    bare = (most < 0.1).astype(jnp.float32)
+    bare = (most < 0.2).astype(jnp.float32)
     misfit = jnp.mean(jnp.abs(picture - grounds[..., None]), axis=-1)
     misfit = jnp.sum(misfit * bare, axis=(1, 2)) / jnp.maximum(jnp.sum(bare), 1e-6)
     ground = jnp.argmin(misfit)
-    background = jnp.where((misfit[ground] < TOLERANCE) & (jnp.sum(bare) > 0), ground, -1)
+    background = jnp.where((misfit[ground] < TOLERANCE) & (jnp.mean(bare) > BARE), ground, -1)
 
     region = _regions(color, most > 0.5)
     areas = jnp.zeros(pixels**2 + 1, jnp.int32).at[region].add(1).at[0].set(0)

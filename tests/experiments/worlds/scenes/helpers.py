@@ -31,18 +31,35 @@ def many(count, seed=0, **settings):
     return quickly(jax.vmap(lambda key: scenes.draw(key, **settings)))(jax.random.split(jax.random.key(seed), count))
 
 
+CHUNK = 100
+
+
 @functools.cache
-def _seen(size, objects, bits):
-    def one(scene):
-        picture = scenes.render(scene, size)
-        return scenes.detect(jnp.round(picture * 255) / 255 if bits else picture, objects=objects)
-
-    return jax.jit(lambda batch: jax.lax.map(one, batch, batch_size=64))
+def _detector(objects):
+    return jax.jit(lambda pictures: scenes.detect(pictures, objects=objects))
 
 
-def seen(batch, size, objects=None, *, bits=False):
+def detected(pictures, objects):
+    """What the detector finds in pictures [N, S, S, 3], rounded to 8 bits; one program for each size."""
+    pictures = np.round(np.asarray(pictures) * 255) / np.float32(255)
+    blocks = [pictures[first : first + CHUNK] for first in range(0, len(pictures), CHUNK)]
+    padded = [np.pad(block, ((0, CHUNK - len(block)), (0, 0), (0, 0), (0, 0))) for block in blocks]
+    parts = [jax.tree.map(np.asarray, _detector(objects)(block)) for block in padded]
+    return jax.tree.map(lambda *x: np.concatenate(x)[: len(pictures)], *parts)
+
+
+@functools.cache
+def _renderer(size):
+    return quickly(lambda batch: scenes.render(batch, size))
+
+
+def pictures_of(batch, size):
+    return np.asarray(_renderer(size)(batch))
+
+
+def seen(batch, size, objects=None):
     """What the detector finds in the renderings of scenes."""
-    return _seen(size, objects or batch.shape.shape[-1], bits)(batch)
+    return detected(pictures_of(batch, size), objects or batch.shape.shape[-1])
 
 
 def differing(first, second, fields=FIELDS):
