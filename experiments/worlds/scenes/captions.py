@@ -1,5 +1,6 @@
 """Scenes in words: captions as tokens, and back."""
 
+import functools
 from collections.abc import Collection, Sequence
 
 import jax
@@ -65,6 +66,11 @@ def caption(scene: Scene, *, mention: Collection[str] = ATTRIBUTES) -> Array:
     for attribute in mention:
         if attribute not in ATTRIBUTES:
             raise ValueError(f"mention must name attributes among {', '.join(ATTRIBUTES)}, got {attribute!r}")
+    return _caption(scene, tuple(mention))
+
+
+@functools.partial(jax.jit, static_argnums=1)
+def _caption(scene: Scene, mention: tuple[str, ...]) -> Array:
     row, column = place(scene)
     said = [  # what is meant, its number, its words
         ("size", scene.size, SIZES),
@@ -102,11 +108,16 @@ def negative(key: Array, scene: Scene, *, attribute: str = "color") -> Array:
     words = {**OBJECT_ATTRIBUTES, "background": BACKGROUNDS}
     if attribute not in words:
         raise ValueError(f"attribute must be one of {', '.join(words)}, got {attribute!r}")
+    return _negative(key, scene, attribute, words[attribute])
+
+
+@functools.partial(jax.jit, static_argnums=(2, 3))
+def _negative(key: Array, scene: Scene, attribute: str, words: tuple[str, ...]) -> Array:
     value = jnp.asarray(getattr(scene, attribute))
-    used = value[..., None] == jnp.arange(len(words[attribute]))
+    used = value[..., None] == jnp.arange(len(words))
     used = used if attribute == "background" else jnp.any(used & scene.present[..., None], axis=-2)
     choice = jax.random.categorical(key, jnp.where(used, -jnp.inf, 0.0))
-    word = jnp.where(jnp.all(used, axis=-1), END, choice + _NUMBERS[words[attribute][0]])
+    word = jnp.where(jnp.all(used, axis=-1), END, choice + _NUMBERS[words[0]])
     end = jnp.where(word == END, PAD, END)
     rest = jnp.full((*word.shape, length(jnp.shape(scene.shape)[-1]) - 3), PAD)
     front = jnp.stack([jnp.full_like(word, START), word, end], axis=-1)

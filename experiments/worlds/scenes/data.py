@@ -1,5 +1,6 @@
 """Scenes as a data set for `experiments.train`."""
 
+import functools
 from typing import NamedTuple
 
 import jax
@@ -27,10 +28,9 @@ class _Settings(NamedTuple):
     train_size: int
     test_size: int
     mention: tuple[str, ...]
-    splits: Splits
 
 
-def _settings(config: ml_collections.ConfigDict) -> _Settings:
+def _settings(config: ml_collections.ConfigDict) -> tuple[_Settings, Splits]:
     objects = int(config.get("objects", 1))
     seed, held_out = int(config.get("seed", 0)), int(config.get("held_out", 0))
     sizes = {name: int(config.get(name, default)) for name, default in (("train_size", 8192), ("test_size", 1024))}
@@ -45,14 +45,18 @@ def _settings(config: ml_collections.ConfigDict) -> _Settings:
             fewest=int(config.get("fewest", objects)),
             grid=int(config.get("grid", 2)),
             mention=tuple(config.get("mention", ATTRIBUTES)),
-            splits=splits(seed, held_out=held_out),
             **sizes,
         )
         check_size(settings.image_size)
-        jax.eval_shape(lambda key: _example(key, settings, settings.splits.train)[1], jax.random.key(0))
+        dealt = splits(seed, held_out=held_out)
+        _shapes(settings, dealt)
     except ValueError as error:
         raise UserError(f"config.data: {error}") from error
-    return settings
+    return settings, dealt
+
+
+def _shapes(settings: _Settings, dealt: Splits) -> dict[str, jax.ShapeDtypeStruct]:
+    return jax.eval_shape(lambda key: _example(key, settings, dealt.train)[1], jax.random.key(0))
 
 
 def _example(key: Array, settings: _Settings, rows: ArrayLike) -> tuple[Scene, dict[str, Array]]:
@@ -76,32 +80,34 @@ def examples(config: ml_collections.ConfigDict, split: str) -> tuple[Scene, dict
     Scene i is a function of the seed, the split and i. The test set shows the combinations that are held out; where none
     are, those of training in other scenes.
     """
-    settings = _settings(config)
-    table = settings.splits.train if split == "train" or not len(settings.splits.held_out) else settings.splits.held_out
+    settings, dealt = _settings(config)
+    table = dealt.train if split == "train" or not len(dealt.held_out) else dealt.held_out
     size = settings.train_size if split == "train" else settings.test_size
     key = jax.random.fold_in(jax.random.key(settings.seed), ("train", "test").index(split))
 
-    @jax.jit
-    def block(first: Array) -> tuple[Scene, dict[str, Array]]:
-        keys = jax.vmap(lambda i: jax.random.fold_in(key, i))(first + jnp.arange(min(BLOCK, size)))
-        return jax.vmap(lambda key: _example(key, settings, table))(keys)
-
-    parts = [jax.tree.map(np.asarray, block(jnp.int32(first))) for first in range(0, size, BLOCK)]
+    firsts, at_once = range(0, size, BLOCK), min(BLOCK, size)
+    parts = [jax.tree.map(np.asarray, _block(key, jnp.int32(first), table, settings, at_once)) for first in firsts]
     return jax.tree.map(lambda *x: np.concatenate(x)[:size], *parts)
+
+
+@functools.partial(jax.jit, static_argnums=(3, 4))
+def _block(key: Array, first: Array, rows: Array, settings: _Settings, count: int) -> tuple[Scene, dict[str, Array]]:
+    keys = jax.vmap(lambda i: jax.random.fold_in(key, i))(first + jnp.arange(count))
+    return jax.vmap(lambda key: _example(key, settings, rows))(keys)
 
 
 def build(config: ml_collections.ConfigDict, trained: Trained) -> World:
     """Scenes drawn once, in memory; `configs.common.scenes` has the fields."""
     del trained
     train, test = (InMemory(examples(config, split)[1]) for split in ("train", "test"))
-    return _world(_settings(config), train, test)
+    return _world(_settings(config)[0], train, test)
 
 
 def describe(config: ml_collections.ConfigDict, trained: Trained) -> World:
     """The same with zeros for examples."""
     del trained
-    settings = _settings(config)
-    shapes = jax.eval_shape(lambda key: _example(key, settings, settings.splits.train)[1], jax.random.key(0))
+    settings, dealt = _settings(config)
+    shapes = _shapes(settings, dealt)
     return _world(settings, Zeros(shapes, settings.train_size), Zeros(shapes, settings.test_size))
 
 

@@ -1,5 +1,6 @@
 """What a scene is: objects, their attributes, which combinations there are, and random scenes."""
 
+import functools
 from collections.abc import Collection, Sequence
 from typing import Any, NamedTuple
 
@@ -148,10 +149,24 @@ def draw(
     fewest = objects if fewest is None else fewest
     if not 0 <= fewest <= objects:
         raise ValueError(f"fewest must be in [0, {objects}], got {fewest}")
-    columns = [_column(attribute, objects, table) for attribute in distinct]
+    columns = tuple(_column(attribute, objects, table) for attribute in distinct)
     if not backgrounds:
         raise ValueError("backgrounds must name at least one, got none")
-    grounds = jnp.array([_index("background", word) for word in backgrounds])
+    grounds = tuple(_index("background", word) for word in backgrounds)
+    return _draw(key, table, jitter, objects, fewest, grid, columns, grounds)
+
+
+@functools.partial(jax.jit, static_argnums=range(3, 8))
+def _draw(
+    key: Array,
+    table: Array,
+    jitter: ArrayLike,
+    objects: int,
+    fewest: int,
+    grid: int,
+    columns: tuple[int, ...],
+    grounds: tuple[int, ...],
+) -> Scene:
     count_key, cell_key, place_key, ground_key, *row_keys = jax.random.split(key, 4 + objects)
 
     present = jnp.arange(objects) < jax.random.randint(count_key, (), fewest, objects + 1)
@@ -168,7 +183,7 @@ def draw(
     room = jnp.maximum(0.5 / grid - REACH * jnp.array(RADII)[size] - GAP, 0.0)[:, None]
     centre = (jnp.stack([cells // grid, cells % grid], axis=-1) + 0.5) / grid
     position = centre + jitter * room * jax.random.uniform(place_key, (objects, 2), minval=-1, maxval=1)
-    ground = grounds[jax.random.randint(ground_key, (), 0, len(backgrounds))]
+    ground = jnp.array(grounds)[jax.random.randint(ground_key, (), 0, len(grounds))]
     known = {"shape": shape, "color": color, "size": size, "style": style}
     known = {name: jnp.where(present, value, -1) for name, value in known.items()}
     place = jnp.where(present[:, None], position, -1.0)

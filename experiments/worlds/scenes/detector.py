@@ -1,5 +1,7 @@
 """The attributes of a scene, read back from its picture."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -42,8 +44,13 @@ def detect(picture: ArrayLike, *, objects: int = 4) -> Scene:
     check_size(picture.shape[-2])
     if objects < 1:
         raise ValueError(f"objects must be at least 1, got {objects}")
+    return _detect(picture, objects)
+
+
+@functools.partial(jax.jit, static_argnums=1)
+def _detect(picture: Array, objects: int) -> Scene:
     one = jnp.vectorize(
-        lambda picture: tuple(_detect(picture, objects)), signature="(s,s,c)->(k),(k),(k),(k),(k,d),(k),()"
+        lambda picture: tuple(_detect_one(picture, objects)), signature="(s,s,c)->(k),(k),(k),(k),(k,d),(k),()"
     )
     return Scene(*one(jnp.clip(picture.astype(jnp.float32), 0, 1)))
 
@@ -69,7 +76,7 @@ def _regions(color: Array, solid: Array) -> Array:
     return jnp.sum(numbers, axis=-1)
 
 
-def _detect(picture: Array, objects: int) -> Scene:
+def _detect_one(picture: Array, objects: int) -> Scene:
     pixels = picture.shape[0]
     light = jnp.mean(picture, axis=-1)
     share = (picture - light[..., None]) @ jnp.array(_HUES).T / _HUE**2  # [S, S, colours]

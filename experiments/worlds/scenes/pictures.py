@@ -1,7 +1,9 @@
 """Pictures of scenes, and masks of their objects."""
 
+import functools
 from collections.abc import Sequence
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
@@ -71,6 +73,7 @@ def masks(scene: Scene, size: int, *, hidden: bool = False) -> Array:
     return _layers(scene, size, hidden)[0]
 
 
+@functools.partial(jax.jit, static_argnums=(1, 2))
 def _layers(scene: Scene, size: int, hidden: bool) -> tuple[Array, Array]:
     shape, kind, style, position = (jnp.asarray(x) for x in (scene.shape, scene.size, scene.style, scene.position))
     coverage, lightness = drawn(shape, kind, style, position, size)
@@ -89,7 +92,12 @@ def render(scene: Scene, size: int) -> Array:
       ValueError: `size` is not a whole number >= 8. Shapes can be told apart from 16 pixels on.
     """
     check_size(size)
-    visible, lightness = _layers(scene, size, hidden=False)
+    return _render(scene, size)
+
+
+@functools.partial(jax.jit, static_argnums=1)
+def _render(scene: Scene, size: int) -> Array:
+    visible, lightness = _layers(scene, size, False)
     paint = jnp.array(CHROMA)[jnp.maximum(scene.color, 0)][..., None, None, :] + lightness[..., None]
     ground = jnp.array(grounds_of(size))[jnp.maximum(scene.background, 0)]
     bare = 1 - jnp.sum(visible, axis=-3)

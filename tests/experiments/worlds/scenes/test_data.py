@@ -80,8 +80,8 @@ def test_defaults_are_those_of_configs():
     bare = worlds.describe(ml_collections.ConfigDict({"name": "scenes"}), None)
     full = worlds.describe(common.scenes(), None)
     assert (
-        scenes.data._settings(ml_collections.ConfigDict({"name": "scenes"}))[:-1]
-        == scenes.data._settings(common.scenes())[:-1]
+        scenes.data._settings(ml_collections.ConfigDict({"name": "scenes"}))[0]
+        == scenes.data._settings(common.scenes())[0]
     )
     assert (len(bare.train), len(bare.test)) == (len(full.train), len(full.test))
 

@@ -25,6 +25,8 @@ def check(drawn, found, size):
 def test_every_single_object(size):
     drawn = every_single(seed=size)
     assert len(drawn.background) == 5 * 6 * 2 * 3 * 5
+    if size == 64:  # the easy case, and slow: every seventh, which has all values of all attributes
+        drawn = jax.tree.map(lambda x: x[::7], drawn)
     check(drawn, seen(drawn, size), size)
 
 
@@ -41,7 +43,7 @@ def test_every_single_object_where_pixels_are_few():
 
 @pytest.mark.parametrize("size", SIZES)
 def test_scenes_of_many_objects(size):
-    drawn = many(300, seed=size, objects=4, fewest=0)
+    drawn = many(300 if size < 64 else 100, seed=size, objects=4, fewest=0)
     assert set(np.unique(drawn.count)) == {0, 1, 2, 3, 4}
     check(drawn, seen(drawn, size), size)
 
