@@ -54,9 +54,31 @@ def bernoulli_mask(
     _checks.rate("rate", rate)
     drawn = _drawn_shape(shape, shared_axes)
     _checks.broadcasts("rate", rate, "draws", drawn)
-    # u >= r with u in [0, 1): exactly always true at r = 0 and never at r = 1.
-    kept = jax.random.uniform(key, drawn) >= as_float(rate)
-    return jnp.broadcast_to(kept, tuple(shape)).astype(dtype)
+    return jnp.broadcast_to(_kept(key, drawn, as_float(rate)), tuple(shape)).astype(dtype)
+
+
+def _kept(key: Array, shape: tuple[int, ...], rate: Array) -> Array:
+    """Bool `shape`: u >= r with u in [0, 1), exactly always true at r = 0 and never at r = 1.
+
+    Random bits are most of what a mask costs, so each word of them serves two units, half the last axis apart: as it is,
+    and with its halves exchanged. Both have all their bits, and depend on each other by less than 2^-15: only where the
+    leading half is a tie.
+    """
+    if not shape:
+        return jax.random.uniform(key, shape) >= rate
+    half = -(-shape[-1] // 2)
+    words = jax.random.bits(key, (*shape[:-1], half), jnp.uint32)
+    rates = [rate, rate]
+    if rate.ndim and rate.shape[-1] > 1:
+        rates = [rate[..., :half], jnp.pad(rate[..., half:], [(0, 0)] * (rate.ndim - 1) + [(0, shape[-1] % 2)])]
+    # Compared before they are joined: XLA would draw once for each side of a join of the words.
+    kept = [_unit(bits) >= r for bits, r in zip((words, (words << 16) | (words >> 16)), rates, strict=True)]
+    return jnp.concatenate(kept, axis=-1)[..., : shape[-1]]
+
+
+def _unit(bits: Array) -> Array:
+    """uint32 -> float32 in [0, 1): 23 bits of mantissa behind the exponent of 1, less 1."""
+    return jax.lax.bitcast_convert_type((bits >> 9) | np.float32(1).view(np.uint32), jnp.float32) - 1
 
 
 def apply_mask(x: ArrayLike, mask: ArrayLike, *, rate: ArrayLike = 0.0, fill_value: ArrayLike = 0.0) -> Array:
