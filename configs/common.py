@@ -125,6 +125,18 @@ def consistency(method: str, teacher: ml_collections.ConfigDict | None) -> ml_co
     return config
 
 
+def condition(**fields: object) -> ml_collections.ConfigDict:
+    """How a network with `class_condition` or `token_condition` is trained and guided."""
+    return ml_collections.ConfigDict(
+        {
+            "dropout": 0.1,  # share of examples whose condition is left out, for guidance
+            "guidance": 1.0,  # scale of classifier-free guidance; 0: no condition, 1: the condition alone
+            "prompt": "",  # caption of all samples; empty: those of the test set in turn
+            **fields,
+        }
+    )
+
+
 def residual_mlp(**fields: object) -> ml_collections.ConfigDict:
     return ml_collections.ConfigDict(
         {
@@ -159,6 +171,24 @@ def unet(**fields: object) -> ml_collections.ConfigDict:
             "class_condition": False,
             "dtype": "float32",
             "remat": False,
+            **fields,
+        }
+    )
+
+
+def dit(**fields: object) -> ml_collections.ConfigDict:
+    return ml_collections.ConfigDict(
+        {
+            "name": "dit",
+            "patch": 2,
+            "width": 128,
+            "depth": 4,
+            "heads": 4,
+            "expansion": 4,
+            "fourier_scale": from_method(float),
+            "dropout": from_method(float),
+            "class_condition": False,
+            "dtype": "float32",
             **fields,
         }
     )

@@ -2,7 +2,7 @@
 
 import contextlib
 import fcntl
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -163,12 +163,19 @@ def load_config(workdir: Path) -> ml_collections.ConfigDict:
         raise UserError(f"{workdir / 'config.json'} is corrupt: {error}") from None
 
 
-def restore(workdir: Path, *, evaluate: bool = True, best: bool = False) -> Run:
+def restore(
+    workdir: Path, *, evaluate: bool = True, best: bool = False, condition: Mapping[str, Any] | None = None
+) -> Run:
     """A run from its workdir, with the newest checkpoint, or the best by its `checkpoint.best`.
 
-    Without `evaluate` nothing is prepared to measure samples.
+    Without `evaluate` nothing is prepared to measure samples. `condition` has fields that replace those of its
+    `config.condition`.
     """
     config = load_config(workdir)
+    if condition:
+        if not config.get("condition", None):
+            raise UserError(f"{workdir} has no config.condition, so there is no {' or '.join(condition)} to choose")
+        config.condition.update(condition)
     if not (workdir / "checkpoints").is_dir():
         raise UserError(f"{workdir} holds no checkpoint yet; train it with experiments.train")
     checkpoints = loop.open_checkpoints(config, workdir)

@@ -1,10 +1,12 @@
 """Draws samples from a trained run and writes them as one picture.
 
 usage: python -m experiments.sample --workdir=DIR [--num=64] [--steps=1] [--seed=0] [--best]
-                                     [--out=samples.png] [--overwrite]
+                                     [--prompt="large red circle"] [--guidance=2] [--out=samples.png] [--overwrite]
 
   --steps     network jumps of a consistency model, Heun steps of a diffusion model
   --best      from the checkpoint with the best metric, where config.checkpoint.best kept one, not the newest
+  --prompt    what all samples show, where the run was trained on captions; else sample i has the i-th test caption
+  --guidance  scale of classifier-free guidance, instead of config.condition.guidance
   --seed      sample i of a seed is the same however many are drawn
 """
 
@@ -20,6 +22,8 @@ _NUM = flags.DEFINE_integer("num", 64, "how many samples")
 _STEPS = flags.DEFINE_integer("steps", 1, "sampling steps")
 _SEED = flags.DEFINE_integer("seed", 0, "seed of the noise")
 _BEST = flags.DEFINE_bool("best", False, "the checkpoint with the best metric")
+_PROMPT = flags.DEFINE_string("prompt", None, "caption of all samples")
+_GUIDANCE = flags.DEFINE_float("guidance", None, "scale of classifier-free guidance")
 _OUT = flags.DEFINE_string("out", "samples.png", "file to write")
 _OVERWRITE = flags.DEFINE_bool("overwrite", False, "replace the file if it exists")
 
@@ -41,7 +45,8 @@ def main() -> None:
     from experiments import runs
     from experiments.engine import pictures
 
-    run = runs.restore(Path(_WORKDIR.value), evaluate=False, best=_BEST.value)
+    chosen = {flag.name: flag.value for flag in (_PROMPT, _GUIDANCE) if flag.value is not None}
+    run = runs.restore(Path(_WORKDIR.value), evaluate=False, best=_BEST.value, condition=chosen)
     if run.task.sample is None:
         raise UserError(f"{_WORKDIR.value} is a {run.config.task} run, which draws no samples")
     images = run.task.sample(run.state, jax.random.key(_SEED.value), _NUM.value, _STEPS.value)

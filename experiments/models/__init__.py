@@ -12,22 +12,32 @@ from jax import Array
 from experiments.engine.task import Axes
 from experiments.models.autoencoder import Autoencoder
 from experiments.models.classifier import Classifier
+from experiments.models.dit import DiT
 from experiments.models.mlp import ResidualMLP
 from experiments.models.perceptron import Perceptron
 from experiments.models.recurrent import Recurrent
 from experiments.models.transformer import Transformer
 from experiments.models.unet import UNet
+from mlfuncs import diffusion
 
 MODELS: dict[str, Any] = {
     "autoencoder": Autoencoder,
     "classifier": Classifier,
+    "dit": DiT,
     "mlp": ResidualMLP,
     "perceptron": Perceptron,
     "recurrent": Recurrent,
     "transformer": Transformer,
     "unet": UNet,
 }
-GIVEN = {"self", "example_shape", "num_classes", "rngs"}  # what the world decides, not the config
+GIVEN = {
+    "self",
+    "example_shape",
+    "num_classes",
+    "rngs",
+    "vocabulary",
+    "token_length",
+}  # what the world decides, not the config
 CHOICES = {
     "dtype": ("bfloat16", "float32"),
     "norm": ("non_scaling", "none", "scaling"),
@@ -45,10 +55,12 @@ POSITIVE: dict[str, type] = {
     "fourier_scale": float,
     "heads": int,
     "latent": int,
+    "patch": int,
+    "token_width": int,
     "width": int,
     "widths": int,
 }
-SEQUENCES = ("attention_resolutions", "channel_multipliers", "widths")
+SEQUENCES = ("attention_resolutions", "channel_multipliers", "cross_attention_resolutions", "widths")
 
 
 class Model(NamedTuple):
@@ -62,8 +74,17 @@ class Model(NamedTuple):
     axes: Axes
 
 
-def build(config: ml_collections.ConfigDict, *, example_shape: tuple[int, ...], num_classes: int) -> Model:
+def build(
+    config: ml_collections.ConfigDict,
+    *,
+    example_shape: tuple[int, ...],
+    num_classes: int,
+    vocabulary: int = 0,
+    token_length: int = 0,
+) -> Model:
     """The network that `config.name` names, with the other fields as its settings.
+
+    `vocabulary` is how many words captions are made of, 0 where the data has none, and `token_length` how long they are.
 
     Raises:
       ValueError: an unknown name or field, or a value out of range, named `model.<field>`.
@@ -72,13 +93,18 @@ def build(config: ml_collections.ConfigDict, *, example_shape: tuple[int, ...], 
     name = fields.pop("name")
     if name not in MODELS:
         raise ValueError(f"model.name must be one of {', '.join(sorted(MODELS))}, got {name!r}")
-    known = inspect.signature(MODELS[name].__init__).parameters.keys() - GIVEN
+    parameters = inspect.signature(MODELS[name].__init__).parameters.keys()
+    known = parameters - GIVEN
     for field, value in fields.items():
         if field not in known:
             raise ValueError(f"model.{field} is no field of {name!r}, which has {', '.join(sorted(known))}")
         _check(field, value)
     if fields.get("class_condition", False) and num_classes < 1:
         raise ValueError("model.class_condition needs labels, and the data set has none")
+    if fields.get("token_condition", False) and (vocabulary < 1 or token_length < 1):
+        raise ValueError("model.token_condition needs captions, and the data set has none")
+    if "token_condition" in parameters:
+        fields |= {"vocabulary": vocabulary, "token_length": token_length}
 
     def construct(rngs: nnx.Rngs) -> nnx.Module:
         return MODELS[name](example_shape=tuple(example_shape), num_classes=num_classes, rngs=rngs, **fields)
@@ -96,6 +122,30 @@ def build(config: ml_collections.ConfigDict, *, example_shape: tuple[int, ...], 
         return getattr(nnx.merge(graph, state), method)(*inputs, **named)
 
     return Model(init, apply, axes)
+
+
+def preconditioned(model: Model, *, sigma_data: float) -> Callable[..., Any]:
+    """The denoiser of a network in the EDM form, `denoise(params, x, sigma, tokens=None, **inputs)`.
+
+    `inputs` are those of the network beside its prompt: `labels`, `negative_tokens`, `attention`, `keys`, and `read`, with
+    which the result is (estimate of the clean x, readings).
+    """
+
+    def denoise(params: Any, x: Array, sigma: Array, tokens: Array | None = None, **inputs: Any) -> Any:
+        named = {name: value for name, value in {"tokens": tokens, **inputs}.items() if value is not None}
+        readings = []
+
+        def network(x: Array, c_noise: Array) -> Array:
+            out = model.apply(params, x, c_noise, **named)
+            if named.get("read", False):
+                out, seen = out
+                readings.append(seen)
+            return out
+
+        denoised = diffusion.preconditioned_denoise(network, x, sigma, sigma_data=sigma_data)
+        return (denoised, readings[0]) if readings else denoised
+
+    return denoise
 
 
 def _check(field: str, value: Any) -> None:

@@ -20,7 +20,8 @@ def dense(
 ) -> nnx.Linear:
     """A linear layer that says what its inputs or outputs hold, which a mesh may split: "hidden" features or "heads"."""
     layer: Any = nnx.Linear(inputs, outputs, **settings)
-    layer.axes = (("kernel", (inputs_hold, outputs_hold)), ("bias", (outputs_hold,)))
+    bias = (("bias", (outputs_hold,)),) if settings.get("use_bias", True) else ()
+    layer.axes = (("kernel", (inputs_hold, outputs_hold)), *bias)
     return layer
 
 
@@ -57,7 +58,7 @@ class FourierFeatures(nnx.Module):
 
 
 class TimeEmbedding(nnx.Module):
-    """The noise level, and the class where there are any, as a vector for every block."""
+    """The noise level, and the class where there are any, as a vector for every block. Label -1 is no class."""
 
     def __init__(self, width: int, *, features: int, scale: float, num_classes: int, dtype: jnp.dtype, rngs: nnx.Rngs):
         self.fourier = FourierFeatures(features, scale)
@@ -69,7 +70,7 @@ class TimeEmbedding(nnx.Module):
     def __call__(self, c_noise: Array, labels: Array | None) -> Array:
         embedding = self.second(nnx.silu(self.first(self.fourier(c_noise))))
         if labels is not None:
-            embedding = embedding + self.classes(labels)
+            embedding = embedding + jnp.where(labels[:, None] >= 0, self.classes(labels), 0)
         return nnx.silu(embedding)
 
 
@@ -139,10 +140,14 @@ class Modulation(nnx.Module):
         return x * (1 + scale) + shift
 
 
-def attention(by_head: Array, *, causal: bool = False) -> Array:
-    """Multi-head attention among T tokens: [B, T, heads, 3 D], each head's query, key and value, -> [B, T, heads D]."""
+def attention(by_head: Array, *, causal: bool = False, mask: Array | None = None) -> Array:
+    """Multi-head attention among T tokens: [B, T, heads, 3 D], each head's query, key and value, -> [B, T, heads D].
+
+    Tokens whose `mask`, bool [B, T], is False are seen by none.
+    """
     query, key, value = jnp.split(by_head, 3, axis=-1)
-    return jax.nn.dot_product_attention(query, key, value, is_causal=causal).reshape(*by_head.shape[:2], -1)
+    seen = None if mask is None else mask[:, None, None]
+    return jax.nn.dot_product_attention(query, key, value, mask=seen, is_causal=causal).reshape(*by_head.shape[:2], -1)
 
 
 LECUN: Callable[..., Array] = nnx.initializers.lecun_normal()

@@ -11,8 +11,8 @@ from jax import Array
 from experiments.models import layers
 
 
-class _Block(nnx.Module):
-    """Causal attention and two dense layers, each beside a shortcut and after a norm."""
+class Block(nnx.Module):
+    """Attention, causal or to the tokens of a mask [B, T], and two dense layers, each beside a shortcut and after a norm."""
 
     def __init__(self, width: int, inner: int, heads: int, dtype: jnp.dtype, rngs: nnx.Rngs):
         self.heads = heads
@@ -23,9 +23,9 @@ class _Block(nnx.Module):
         self.first = layers.dense(width, inner, outputs_hold="hidden", dtype=dtype, rngs=rngs)
         self.second = layers.dense(inner, width, inputs_hold="hidden", dtype=dtype, rngs=rngs)
 
-    def __call__(self, h: Array) -> Array:
+    def __call__(self, h: Array, *, causal: bool = True, mask: Array | None = None) -> Array:
         by_head = self.attend(self.norm_attention(h)).reshape(*h.shape[:2], self.heads, -1)
-        h = h + self.project(layers.attention(by_head, causal=True))
+        h = h + self.project(layers.attention(by_head, causal=causal, mask=mask))
         return h + self.second(nnx.gelu(self.first(self.norm_dense(h))))
 
 
@@ -57,7 +57,7 @@ class Transformer(nnx.Module):
         self.words = nnx.Embed(num_classes, width, dtype=compute, rngs=rngs)
         self.places = nnx.Embed(math.prod(example_shape), width, dtype=compute, rngs=rngs)
         for index in range(depth):
-            setattr(self, f"block_{index}", _Block(width, expansion * width, heads, compute, rngs))
+            setattr(self, f"block_{index}", Block(width, expansion * width, heads, compute, rngs))
         self.norm = nnx.LayerNorm(width, rngs=rngs)
         self.last = nnx.Linear(width, num_classes, use_bias=False, dtype=compute, rngs=rngs)
 

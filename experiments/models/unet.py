@@ -1,18 +1,22 @@
 """A U-Net for images of 8 to 64 pixels."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax import Array
 
-from experiments.models import layers
+from experiments.models import layers, prompts
 from experiments.models.convolution import Convolution
 
 
 class _ResidualBlock(nnx.Module):
-    """Two 3x3 convolutions beside a shortcut, modulated by the time embedding in between."""
+    """Two 3x3 convolutions beside a shortcut, modulated by the time embedding in between; attention to itself and to words.
+
+    `cross` is the name of the layer that attends to words, empty where there is none.
+    """
 
     def __init__(
         self,
@@ -22,6 +26,8 @@ class _ResidualBlock(nnx.Module):
         layer: int,
         *,
         attends: bool,
+        cross: str,
+        token_width: int,
         heads: int,
         dropout: float,
         norm: str,
@@ -29,7 +35,7 @@ class _ResidualBlock(nnx.Module):
         dtype: jnp.dtype,
         rngs: nnx.Rngs,
     ):
-        self.layer, self.rate, self.attends, self.heads = layer, dropout, attends, heads
+        self.layer, self.rate, self.attends, self.hears, self.heads = layer, dropout, attends, bool(cross), heads
         self.norm_in = layers.GroupNorm(inputs, norm, rngs)
         self.first = Convolution(inputs, outputs, 3, dtype=dtype, rngs=rngs)
         self.norm_out = layers.GroupNorm(outputs, norm, rngs)
@@ -44,23 +50,43 @@ class _ResidualBlock(nnx.Module):
             self.project = layers.dense(
                 outputs, outputs, inputs_hold="heads", dtype=dtype, kernel_init=layers.ZERO, rngs=rngs
             )
+        if cross:
+            self.norm_cross = layers.GroupNorm(outputs, norm, rngs)
+            self.cross = prompts.CrossAttention(cross, outputs, token_width, heads=heads, dtype=dtype, rngs=rngs)
 
-    def __call__(self, x: Array, embedding: Array, keys: Array | None) -> Array:
+    def __call__(
+        self,
+        x: Array,
+        embedding: Array,
+        keys: Array | None,
+        heard: prompts.Prompts | None,
+        attention: prompts.Attention | None,
+        read: bool,
+    ) -> tuple[Array, Array | None]:
+        """Features, and the weights of the attention to words where there is one and they are read."""
         h = self.first(nnx.silu(self.norm_in(x)))
         h = nnx.silu(self.modulation(self.norm_out(h), embedding))
         h = self.second(layers.dropout(h, keys, self.rate, self.layer))
         h = h + (x if self.shortcut is None else self.shortcut(x))
-        if not self.attends:
-            return h
         batch, height, width, channels = h.shape
-        tokens = self.norm_attention(h).reshape(batch, height * width, channels)
-        # The outputs are queries, keys and values of the first head, then of the second: a part of them is whole heads.
-        by_head = self.attend(tokens).reshape(batch, height * width, self.heads, -1)
-        return h + self.project(layers.attention(by_head)).reshape(h.shape)
+        if self.attends:
+            pixels = self.norm_attention(h).reshape(batch, height * width, channels)
+            # The outputs are queries, keys and values of the first head, then of the second: a part of them is whole heads.
+            by_head = self.attend(pixels).reshape(batch, height * width, self.heads, -1)
+            h = h + self.project(layers.attention(by_head)).reshape(h.shape)
+        if not self.hears or heard is None:
+            return h, None
+        pixels = self.norm_cross(h).reshape(batch, height * width, channels)
+        added, weights = self.cross(pixels, heard, attention, read)
+        return h + added.reshape(h.shape), weights
 
 
 class UNet(nnx.Module):
-    """x [B, H, W, C], c_noise [B] -> like x. Odd sizes are rounded up on the way down and cropped on the way up."""
+    """x [B, H, W, C], c_noise [B] -> like x. Odd sizes are rounded up on the way down and cropped on the way up.
+
+    With `token_condition` blocks at `cross_attention_resolutions` attend to captions, int `tokens` [B, L]. An `attention`
+    (`prompts.Attention`) takes the place of theirs; with `read` the result is (output, `prompts.Readings`).
+    """
 
     def __init__(
         self,
@@ -78,6 +104,12 @@ class UNet(nnx.Module):
         norm: str = "scaling",
         time_conditioning: str = "scale_shift",
         class_condition: bool = False,
+        vocabulary: int = 0,
+        token_length: int = 0,
+        token_condition: bool = False,
+        token_width: int = 64,
+        token_depth: int = 1,
+        cross_attention_resolutions: Sequence[int] = (),
         dtype: str = "float32",
         remat: bool = False,
     ):
@@ -99,18 +131,27 @@ class UNet(nnx.Module):
             rngs=rngs,
         )
         self.first = Convolution(example_shape[-1], channels, 3, dtype=compute, rngs=rngs)
+        self.hears = token_condition
+        if token_condition:
+            self.tokens = prompts.TokenEncoder(
+                vocabulary, token_length, token_width, depth=token_depth, heads=4, dtype=compute, rngs=rngs
+            )
 
-        count = 0
+        count, hearing = 0, 0
 
-        def block(inputs: int, outputs: int, size: int) -> _ResidualBlock:
-            nonlocal count
+        def block(name: str, inputs: int, outputs: int, size: int) -> None:
+            nonlocal count, hearing
             count += 1
-            return _ResidualBlock(
+            hears = token_condition and size in tuple(cross_attention_resolutions)
+            hearing += hears
+            module = _ResidualBlock(
                 inputs,
                 outputs,
                 embedding,
                 count,
                 attends=size in tuple(attention_resolutions),
+                cross=name if hears else "",
+                token_width=token_width,
                 heads=outputs // head_channels if head_channels else 1,
                 dropout=dropout,
                 norm=norm,
@@ -118,56 +159,91 @@ class UNet(nnx.Module):
                 dtype=compute,
                 rngs=rngs,
             )
+            setattr(self, name, module)
 
         sizes = [example_shape[0]]
         skips, current = [channels], channels
         for level, width in enumerate(widths):
             for index in range(blocks_per_level):
-                setattr(self, f"down_{level}_{index}", block(current, width, sizes[-1]))
+                block(f"down_{level}_{index}", current, width, sizes[-1])
                 current = width
                 skips.append(current)
             if level + 1 < self.levels:
                 setattr(self, f"shrink_{level}", Convolution(current, current, 3, stride=2, dtype=compute, rngs=rngs))
                 sizes.append((sizes[-1] + 1) // 2)
                 skips.append(current)
-        self.middle = block(current, current, sizes[-1])
+        block("middle", current, current, sizes[-1])
         for level in reversed(range(self.levels)):
             for index in range(blocks_per_level + 1):
-                setattr(self, f"up_{level}_{index}", block(current + skips.pop(), widths[level], sizes[level]))
+                block(f"up_{level}_{index}", current + skips.pop(), widths[level], sizes[level])
                 current = widths[level]
             if level:
                 setattr(self, f"grow_{level}", Convolution(current, current, 3, dtype=compute, rngs=rngs))
+        if token_condition and not hearing:
+            raise ValueError(
+                f"model.cross_attention_resolutions must have some of the sizes {sizes} for captions to be heard, "
+                f"got {tuple(cross_attention_resolutions)}"
+            )
         self.norm = layers.GroupNorm(current, norm, rngs)
         # Zero at first: the untrained model is its skip connection, the best linear guess at every level.
         self.last = Convolution(current, example_shape[-1], 3, dtype=compute, kernel_init=layers.ZERO, rngs=rngs)
 
-    def _run(self, block: _ResidualBlock) -> Callable[[Array, Array, Array | None], Array]:
-        if not self.remat:
-            return block
-        # The block's parameters are closed over: only its inputs are kept, its inside is computed again.
-        graph, params = nnx.split(block)
-        return lambda x, embedding, keys: jax.checkpoint(
-            lambda params, x, embedding: nnx.merge(graph, params)(x, embedding, keys)
-        )(params, x, embedding)
-
-    def __call__(self, x: Array, c_noise: Array, *, labels: Array | None = None, keys: Array | None = None) -> Array:
+    def __call__(
+        self,
+        x: Array,
+        c_noise: Array,
+        *,
+        labels: Array | None = None,
+        tokens: Array | None = None,
+        negative_tokens: Array | None = None,
+        attention: prompts.Attention | None = None,
+        keys: Array | None = None,
+        read: bool = False,
+    ) -> Any:
+        prompts.check(self.hears, tokens, negative_tokens, attention)
+        heard = None if tokens is None else self.tokens.prompts(tokens, negative_tokens)
         embedding = self.embed(c_noise, labels)
+        seen = prompts.Readings({}, {})
+
+        def run(name: str, h: Array) -> Array:
+            block = getattr(self, name)
+
+            def inside(block: _ResidualBlock, h: Array, embedding: Array, heard: prompts.Prompts | None) -> Any:
+                return block(h, embedding, keys, heard, attention, read)
+
+            if self.remat:
+                # The block's parameters are closed over: only its inputs are kept, its inside is computed again.
+                graph, params = nnx.split(block)
+                merged = jax.checkpoint(lambda params, *given: inside(nnx.merge(graph, params), *given))
+                h, weights = merged(params, h, embedding, heard)
+            else:
+                h, weights = inside(block, h, embedding, heard)
+            seen.features[name] = h
+            if weights is not None:
+                seen.maps[name] = weights
+            return h
+
         h = self.first(x)
         skips = [h]
         for level in range(self.levels):
             for index in range(self.blocks):
-                h = self._run(getattr(self, f"down_{level}_{index}"))(h, embedding, keys)
+                h = run(f"down_{level}_{index}", h)
                 skips.append(h)
             if level + 1 < self.levels:
                 h = getattr(self, f"shrink_{level}")(h)
                 skips.append(h)
-        h = self._run(self.middle)(h, embedding, keys)
+        h = run("middle", h)
         for level in reversed(range(self.levels)):
             for index in range(self.blocks + 1):
-                h = jnp.concatenate([h, skips.pop()], axis=-1)
-                h = self._run(getattr(self, f"up_{level}_{index}"))(h, embedding, keys)
+                h = run(f"up_{level}_{index}", jnp.concatenate([h, skips.pop()], axis=-1))
             if level:
                 height, width = skips[-1].shape[1:3]
                 doubled = jnp.repeat(jnp.repeat(h, 2, axis=1), 2, axis=2)
                 h = getattr(self, f"grow_{level}")(doubled[:, :height, :width])
-        return self.last(nnx.silu(self.norm(h))).astype(jnp.float32)
+        out = self.last(nnx.silu(self.norm(h))).astype(jnp.float32)
+        return (out, seen) if read else out
+
+    def encode(self, tokens: Array) -> prompts.Prompt:
+        """The states that cross-attention projects to keys and values."""
+        prompts.check(self.hears, tokens, None, None)
+        return self.tokens(tokens)

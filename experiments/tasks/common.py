@@ -217,8 +217,11 @@ class Judge:
 
     def distance(self, draw: Callable[[int], Array]) -> float:
         """Distance of `samples` generated examples; `draw(num)` gives them as a model does."""
-        generated = draw(self.samples)
-        blocks = np.array_split(np.arange(self.samples), max(1, self.samples // FEATURE_BATCH))
+        return self.distance_of(draw(self.samples))
+
+    def distance_of(self, generated: Array) -> float:
+        """Distance of generated examples, as a model gives them."""
+        blocks = np.array_split(np.arange(len(generated)), max(1, len(generated) // FEATURE_BATCH))
         features = jnp.concatenate([self._features(generated[block]) for block in blocks])
         return float(metrics.frechet_distance(self.real, features))
 

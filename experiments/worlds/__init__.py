@@ -49,6 +49,18 @@ class Zeros:
         return {name: values[indices] for name, values in self._all.items()}
 
 
+class Captions(NamedTuple):
+    """What a world whose examples have "tokens", int [L] with 0 for padding, knows of them."""
+
+    words: tuple[str, ...]  # by token
+    length: int  # L
+    encode: Callable[[str], np.ndarray]  # a text -> int32 [L]; "" is the empty prompt; ValueError where it is none
+    attributes: tuple[str, ...]  # what is looked at by
+    agree: Callable[
+        [np.ndarray, np.ndarray], dict[str, np.ndarray]
+    ]  # uint8 images, tokens [B, L] -> {attribute: bool [B]}
+
+
 class World(NamedTuple):
     """A data set: raw examples {"image", "label", ...} and what a model needs to know of them."""
 
@@ -59,6 +71,7 @@ class World(NamedTuple):
     to_model: Callable[[Array], Array]  # raw "image" values -> floats that models train on
     to_pixels: Callable[[Array], Array]  # floats of a model -> uint8 images [B, H, W, C]
     flip: bool = False  # mirror images at random while training
+    captions: Captions | None = None
 
 
 Trained = Callable[[ml_collections.ConfigDict], Any]

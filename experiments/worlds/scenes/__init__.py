@@ -5,6 +5,7 @@
     tokens = scenes.caption(scene)               "a" sentence of fixed length: scenes.decode(tokens) is its text
     regions = scenes.masks(scene, 16)            [objects, 16, 16] coverage
     found = scenes.detect(picture, objects=2)    the description again, or less where less is to be seen
+    right = scenes.agree(pictures, tokens)       {"color": bool [N], ...}: which 8-bit pictures show what their captions say
     edited = scenes.change(scene, 0, color="blue")
 
 Descriptions are pytrees: `jax.vmap` over keys makes many, and what takes a scene takes leading axes. The detector is exact
@@ -12,6 +13,7 @@ because colour and lightness say different things. Every colour has one saturati
 lightness alone; so the saturation of a pixel is how much of it the object covers, whatever style and ground.
 """
 
+from experiments.worlds.scenes.agreement import ASPECTS, agree
 from experiments.worlds.scenes.captions import (
     ATTRIBUTES,
     END,
@@ -48,6 +50,7 @@ from experiments.worlds.scenes.detector import detect
 from experiments.worlds.scenes.pictures import masks, render
 
 __all__ = [
+    "ASPECTS",
     "ATTRIBUTES",
     "BACKGROUNDS",
     "COLORS",
@@ -63,6 +66,7 @@ __all__ = [
     "WORDS",
     "Scene",
     "Splits",
+    "agree",
     "build",
     "caption",
     "change",

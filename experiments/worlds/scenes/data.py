@@ -11,8 +11,9 @@ from jax import Array
 from jax.typing import ArrayLike
 
 from experiments.engine.errors import UserError
-from experiments.worlds import InMemory, Split, Trained, World, Zeros
-from experiments.worlds.scenes.captions import ATTRIBUTES, caption
+from experiments.worlds import Captions, InMemory, Split, Trained, World, Zeros
+from experiments.worlds.scenes.agreement import ASPECTS, agree
+from experiments.worlds.scenes.captions import ATTRIBUTES, WORDS, caption, encode, length
 from experiments.worlds.scenes.description import COLORS, SHAPES, Scene, Splits, draw, splits
 from experiments.worlds.scenes.pictures import check_size, render
 
@@ -112,6 +113,7 @@ def describe(config: ml_collections.ConfigDict, trained: Trained) -> World:
 
 
 def _world(settings: _Settings, train: Split, test: Split) -> World:
+    tokens = length(settings.objects)
     return World(
         train=train,
         test=test,
@@ -119,4 +121,5 @@ def _world(settings: _Settings, train: Split, test: Split) -> World:
         num_classes=len(SHAPES) * len(COLORS),
         to_model=lambda raw: raw.astype(jnp.float32) / 127.5 - 1,
         to_pixels=lambda x: jnp.round((jnp.clip(x, -1, 1) + 1) * 127.5).astype(jnp.uint8),
+        captions=Captions(WORDS, tokens, lambda text: encode(text, tokens), ASPECTS, agree),
     )

@@ -17,6 +17,7 @@ quickly = functools.partial(jax.jit, compiler_options={"xla_backend_optimization
 SMALL = {
     "autoencoder": {"width": 5, "latent": 3},
     "classifier": {"channels": (4, 6), "features": 5},
+    "dit": {"width": 8, "depth": 2, "heads": 2, "expansion": 2},
     "mlp": {"width": 8, "depth": 2, "fourier_features": 6},
     "transformer": {"width": 8, "heads": 2},
     "unet": {"channels": 4, "channel_multipliers": (1,), "blocks_per_level": 1},
@@ -24,9 +25,18 @@ SMALL = {
 
 
 @functools.cache
-def build(name: str, shape: tuple[int, ...] = (8, 8, 1), num_classes: int = 10, **fields) -> models.Model:
+def build(
+    name: str,
+    shape: tuple[int, ...] = (8, 8, 1),
+    num_classes: int = 10,
+    vocabulary: int = 0,
+    token_length: int = 0,
+    **fields,
+) -> models.Model:
     config = ml_collections.ConfigDict({"name": name, **SMALL.get(name, {}), **fields})
-    return models.build(config, example_shape=shape, num_classes=num_classes)
+    return models.build(
+        config, example_shape=shape, num_classes=num_classes, vocabulary=vocabulary, token_length=token_length
+    )
 
 
 @functools.cache

@@ -28,6 +28,7 @@ def declared(model):
         ("classifier", {}),
         ("mlp", {}),
         ("mlp", {"class_condition": True, "time_conditioning": "scale_shift"}),
+        ("dit", {}),
         ("transformer", {}),
         ("unet", {}),
         ("unet", ATTENDING),

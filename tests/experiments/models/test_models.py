@@ -61,6 +61,9 @@ def test_unknown_field(name, field):
         ("mlp", "dropout", None),
         ("transformer", "heads", 0),
         ("transformer", "expansion", 1.5),
+        ("dit", "patch", 3),
+        ("dit", "heads", 3),
+        ("dit", "expansion", 0),
         ("unet", "channel_multipliers", 2),
         ("unet", "blocks_per_level", 0),
         ("unet", "channel_multipliers", ()),
@@ -80,7 +83,7 @@ def test_a_class_condition_needs_classes():
         build("mlp", num_classes=0, class_condition=True)
 
 
-@pytest.mark.parametrize("name", ["classifier", "unet"])
+@pytest.mark.parametrize("name", ["classifier", "dit", "unet"])
 def test_networks_of_images_refuse_flat_examples(name):
     with pytest.raises(ValueError, match=rf"model\.name '{name}' needs images .*\(64,\)"):
         build(name, shape=(64,))
