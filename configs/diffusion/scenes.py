@@ -10,8 +10,8 @@ def get_config() -> ml_collections.ConfigDict:
     config = common.base("diffusion")
     config.data = common.scenes(train_size=16384)
     config.model = common.unet(
-        channels=32,
-        channel_multipliers=(1, 2, 2),
+        channels=16,
+        channel_multipliers=(1, 2, 4),
         attention_resolutions=(4,),
         head_channels=16,
         fourier_scale=16.0,
@@ -24,7 +24,7 @@ def get_config() -> ml_collections.ConfigDict:
     )
     config.condition = common.condition(guidance=2.0)
     config.optimizer.warmup_steps = 200
-    config.batch_size = 64
+    config.batch_size = 32
     config.steps = 20_000
     config.evaluate_every = 5000
     config.checkpoint.every = 1000

@@ -9,6 +9,6 @@ from configs.diffusion import scenes
 def get_config() -> ml_collections.ConfigDict:
     config = scenes.get_config()
     config.model = common.dit(
-        fourier_scale=16.0, dropout=0.0, token_condition=True, token_width=64, token_depth=1, width=96
+        fourier_scale=16.0, dropout=0.0, token_condition=True, token_width=64, token_depth=1, width=64
     )
     return config

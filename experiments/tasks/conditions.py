@@ -95,7 +95,7 @@ def empty(world: World, conditions: Conditions) -> Conditions:
     """Conditions of the same shapes that say nothing: no class, the empty prompt."""
     nothing: dict[str, Any] = {"labels": lambda: NO_CLASS, "tokens": lambda: _captions(world).encode("")}
     return {
-        kind: jnp.broadcast_to(jnp.asarray(nothing[kind](), value.dtype), value.shape)
+        kind: jnp.broadcast_to(jnp.asarray(nothing[kind](), jnp.result_type(value)), value.shape)
         for kind, value in conditions.items()
     }
 
