@@ -83,3 +83,11 @@ def test_bfloat16():
 def test_patches_divide_the_sides(shape):
     with pytest.raises(ValueError, match=r"model\.patch must divide the sides of images .* got 2"):
         build("dit", shape)
+
+
+@pytest.mark.parametrize(("width", "heads"), [(8, 3), (7, 1)])
+def test_heads_divide_an_even_width(width, heads):
+    with pytest.raises(
+        ValueError, match=rf"model\.width must be even and a multiple of model\.heads {heads}, got {width}"
+    ):
+        build("dit", width=width, heads=heads)

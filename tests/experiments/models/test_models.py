@@ -62,7 +62,7 @@ def test_unknown_field(name, field):
         ("transformer", "heads", 0),
         ("transformer", "expansion", 1.5),
         ("dit", "patch", 3),
-        ("dit", "heads", 3),
+        ("dit", "heads", 0),
         ("dit", "expansion", 0),
         ("unet", "channel_multipliers", 2),
         ("unet", "blocks_per_level", 0),
