@@ -192,3 +192,37 @@ def dit(**fields: object) -> ml_collections.ConfigDict:
             **fields,
         }
     )
+
+
+def score_distillation(method: str, teacher: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
+    """A one-step generator from a diffusion run: its network, data and judge, and the settings of every method."""
+    config = base("score_distillation")
+    # distribution_matching, variational, guided_variational, entropic, identity, forgetting
+    config.method = method
+    config.teacher = teacher
+    for name in ("data", "model", "evaluation"):
+        config[name] = teacher[name].copy_and_resolve_references()
+    del config.evaluation["steps"]
+    config.optimizer = optimizer(learning_rate=1e-4)
+    config.critic_optimizer = optimizer(learning_rate=1e-4)
+    config.distillation = {
+        "sigma_init": 2.5,  # the level at which the teacher's network becomes the generator
+        "lowest_level": 0.02,  # of the levels at which scores are compared, as shares of the teacher's Karras range
+        "highest_level": 0.98,
+        "critic_steps": 1,  # of the critic for each of the generator
+        "entropy_weight": 0.5,  # of entropic
+        "lowest_guidance": 0.5,  # of guided_variational
+        "highest_guidance": 4.0,
+        "alpha": 1.2,  # of identity and forgetting
+    }
+    # Distribution backtracking: so many degraded teachers, each after so many steps more on what the untrained generator
+    # draws, and how many steps each is the target. 0 checkpoints: the teacher from the start.
+    config.backtracking = {"checkpoints": 0, "record_steps": 100, "interval": 1000}
+    config.forgetting = {
+        "label": 0,  # the class that is forgotten
+        "override": 1,  # what the teacher is told in its place; -1: any other class
+        "share": 0.5,  # of a batch drawn under the forgotten class
+        "remain_coefficient": 1.0,
+        "forget_coefficient": 0.01,
+    }
+    return config

@@ -7,7 +7,7 @@ import numpy as np
 from experiments.engine import configuration
 from experiments.engine.errors import UserError, unknown
 from experiments.engine.task import Task
-from experiments.tasks import autoencoding, classification, common, consistency, diffusion
+from experiments.tasks import autoencoding, classification, common, consistency, diffusion, score_distillation
 from experiments.worlds import Trained, World
 
 TASKS = {
@@ -15,12 +15,14 @@ TASKS = {
     "classification": classification.build,
     "consistency": consistency.build,
     "diffusion": diffusion.build,
+    "score_distillation": score_distillation.build,
 }
 FIELDS = {
     "autoencoding": (),
     "classification": (),
     "consistency": consistency.FIELDS,
     "diffusion": diffusion.FIELDS,
+    "score_distillation": score_distillation.FIELDS,
 }
 
 

@@ -1,7 +1,7 @@
 """What tasks share: the training state, optimisers, batches, and the judge of generated examples."""
 
 from collections.abc import Callable, Iterable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -143,21 +143,25 @@ def mean_and_gradients(losses: Losses, params: Any, examples: Any, in_turn: int)
     return parts.mean((means, gradients))
 
 
-def apply_gradients(
-    state: TrainState, gradients: Any, optimizer: optax.GradientTransformation, decay: float
-) -> TrainState:
+Learning = TypeVar("Learning", bound=Any)  # a `TrainState`, or another named tuple with its first four fields
+
+
+def apply_gradients(state: Learning, gradients: Any, optimizer: optax.GradientTransformation, decay: float) -> Learning:
     """One optimiser step and one step of the moving average."""
     updates, optimizer_state = optimizer.update(gradients, state.optimizer, state.params)
     params = optax.apply_updates(state.params, updates)
     average = optax.incremental_update(params, state.average, 1 - decay)
-    return state._replace(step=state.step + 1, params=params, optimizer=optimizer_state, average=average)
+    learnt: Learning = state._replace(step=state.step + 1, params=params, optimizer=optimizer_state, average=average)
+    return learnt
 
 
-def adopt(state: TrainState, params: Any) -> TrainState:
+def adopt(state: Learning, params: Any) -> Learning:
     """A new state that starts from the parameters of another run."""
     copied = lambda: jax.tree.map(jnp.copy, params)  # noqa: E731 (each in memory of its own, which a step may use up)
-    teacher = copied() if jax.tree.leaves(state.teacher) else state.teacher
-    return state._replace(params=params, average=copied(), teacher=teacher)
+    state = state._replace(params=params, average=copied())
+    follows = isinstance(state, TrainState) and jax.tree.leaves(state.teacher)  # a teacher that follows the parameters
+    adopted: Learning = state._replace(teacher=copied()) if follows else state
+    return adopted
 
 
 def examples(world: World, batch: Batch, keys: Array) -> Array:
