@@ -61,7 +61,13 @@ def build(config: ml_collections.ConfigDict, world: World, trained: Trained) -> 
     return Task(init, update, evaluate, axes=model.axes)
 
 
+def outputs(run: Any) -> Callable[[Array], dict[str, Array]]:
+    """What a trained run gives for images as models see them: "logits" [B, classes] and penultimate "features" [B, F]."""
+    model = models.build(run.config.model, example_shape=run.world.example_shape, num_classes=run.world.num_classes)
+    return lambda images: model.apply(run.state.average, images)
+
+
 def features(run: Any) -> Callable[[Array], Array]:
     """The penultimate features [B, F] of a trained run, as a function of images as models see them."""
-    model = models.build(run.config.model, example_shape=run.world.example_shape, num_classes=run.world.num_classes)
-    return lambda images: model.apply(run.state.average, images)["features"]
+    every = outputs(run)
+    return lambda images: every(images)["features"]

@@ -316,6 +316,18 @@ def build(config: ml_collections.ConfigDict, world: World, trained: Trained) -> 
     return Task(init, update, evaluate, sample, model.axes)
 
 
+def generator(run: Any) -> Callable[..., Array]:
+    """`generate(noise, labels=None)` of a trained run without captions; noise is unit normal."""
+    levels = run.config.teacher.diffusion
+    denoise = models.preconditioned(diffusion.network(run.config, run.world), sigma_data=levels.sigma_data)
+
+    def labelled(x: Array, sigma: Array, labels: Array | None = None) -> Array:
+        clean: Array = denoise(run.state.average, x, sigma, labels=labels)
+        return clean
+
+    return score_distillation.one_step_generator(labelled, sigma_init=run.config.distillation.sigma_init)
+
+
 def _check(config: ml_collections.ConfigDict, world: World, chosen: conditions.Settings, run: Any) -> None:
     """What can be seen to be wrong before anything is computed."""
     if config.teacher.task != "diffusion":
