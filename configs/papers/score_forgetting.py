@@ -29,6 +29,9 @@ def get_config() -> ml_collections.ConfigDict:
     )
     run = digits.get_config()
     run.method = "forgetting"
+    # The levels of steps 38 to 712 of 1,000, 0.135 to 12.9, as the authors have them.
+    run.distillation.update({"lowest_level": 0.23, "highest_level": 0.71})
+    run.forgetting.share = 0.2
     run.model.class_condition = run.teacher.model.class_condition = True
     run.evaluate_every = run.teacher.evaluate_every = 0
     run.log_every = run.teacher.log_every = 1000
@@ -83,5 +86,10 @@ def get_config() -> ml_collections.ConfigDict:
     config.side = (
         check("without forgetting the label draws its class", accuracy, KEEPING, at_most=0.2),
         check("the relabelled teacher, the best there can be", accuracy, RELABELLED, at_least=0.95),
+    )
+    config.remarks = (
+        "The levels at which scores are compared matter most: over the whole range of the teacher (0.004 to 67) both arms "
+        "collapse to a digit or two a class. The share of samples under the forgotten label was tried at 0.1 (unlearning "
+        "accuracy 0.946 with seed 0) and is 0.2; it does not touch the baseline."
     )
     return config
