@@ -48,12 +48,12 @@ def trailing_mean(values: Array, window: int) -> Array:
 def prepare(shared: ml_collections.ConfigDict, key: Array) -> dict[str, Any]:
     """A teacher trained near the data, an untrained student far from them, and how close direct distillation gets."""
     teacher_key, student_key, init_key, distil_key = jax.random.split(key, 4)
-    draw = functools.partial(mixture, **shared.mixture)
     optimizer = optax.adam(optax.cosine_decay_schedule(shared.teacher_learning_rate, shared.teacher_steps))
 
     def step(carry: Any, key: Array) -> tuple[Any, None]:
         data_key, loss_key = jax.random.split(key)
-        return _critic_step(shared, optimizer, carry, draw(data_key, shared.batch), loss_key), None
+        data = mixture(data_key, shared.batch, **shared.mixture)
+        return _critic_step(shared, optimizer, carry, data, loss_key), None
 
     teacher = _denoiser(shared).init(init_key)
     keys = jax.random.split(teacher_key, shared.teacher_steps)
@@ -158,9 +158,10 @@ def distil(
     student, critic = start["student"], score_distillation.select_checkpoint(path, 0)
     # The critic starts as a target, from which nothing could be told: what it is to become is the judge of both arms.
     first = score_distillation.backtracking_index(0, checkpoints, interval=interval)
-    sample, *noisy = noised(student, mismatch_key)
-    target = _denoise(fixed, score_distillation.select_checkpoint(path, first), *noisy)
-    own = empirical_denoise(*noisy, _generate(fixed, student, jax.random.fold_in(mismatch_key, 0), fixed.draws))
+    sample, noisy, sigma = noised(student, mismatch_key)
+    target = _denoise(fixed, score_distillation.select_checkpoint(path, first), noisy, sigma)
+    others = _generate(fixed, student, jax.random.fold_in(mismatch_key, 0), fixed.draws)
+    own = empirical_denoise(noisy, sigma, others)
     stretches = steps // fixed.every
     given = jnp.arange(steps), jax.random.split(steps_key, steps)
     given = jax.tree.map(lambda leaf: leaf.reshape(stretches, fixed.every, *leaf.shape[1:]), given)
