@@ -129,10 +129,11 @@ def get_config() -> ml_collections.ConfigDict:
     config.remarks = (
         "The toy's score distillation sampling subtracts unit noise where lambda 0 subtracts the score of a point: both "
         "have mean 0. In the views a camera sees almost a point (its random input has deviation 0.1): with deviation 1, "
-        "tried first on three other seeds, every single view covers all modes at any lambda, and nothing collapses. "
-        "The levels end at 2, chosen on other seeds with the arms in view: up to 5 only lambda 1 left the first mode, "
-        "up to 1 or 1.5 views stayed with the mode they began near, at lambda 0 too. "
-        "Views that set out together rarely part at lambda 0.5."
+        "tried first on three other seeds, the views together hit all modes at every lambda (entropy 1.13 to 1.21), so that "
+        "there is no collapse to mend. Levels up to 2 and three critic updates were chosen on two or three other seeds with "
+        "the arms in view. With levels up to 5 and one critic update, lambda 0 and 0.5 both stayed in the first mode and "
+        "lambda 1 hit three; with levels up to 1 or 1.5, views stayed near where they began, so that lambda 0 hit several. "
+        "The mean entropy rises with lambda, but views that set out together often do not part at lambda 0.5."
     )
     return config
 
