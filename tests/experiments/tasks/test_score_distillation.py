@@ -7,9 +7,9 @@ import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
 from configs import common
-from experiments import runs, tasks
+from experiments import models, runs, tasks
 from experiments.engine.errors import UserError
-from experiments.tasks import score_distillation
+from experiments.tasks import diffusion, score_distillation
 from tests.experiments.helpers import batch_of, small
 
 LABELLED = ("entropic", "forgetting", "guided_variational")
@@ -71,6 +71,56 @@ def test_generator_and_critic_learn_and_the_teacher_stays(cache, method):
     louder = state._replace(teacher=jax.tree.map(lambda x: 1.1 * x, state.teacher), guidance=jnp.float32(3.0))
     update(louder, batch_of(run.world, np.arange(16)), jax.random.key(9))
     assert update._cache_size() == 1
+
+
+@pytest.mark.parametrize("method", ["distribution_matching", "identity"])
+def test_who_learns_from_whom(cache, method):
+    """The critic from the generator, the generator from all three, the teacher from none."""
+    run = prepared(cache, method)
+    update, batch, key = jax.jit(run.task.update), batch_of(run.world, np.arange(16)), jax.random.key(0)
+    first = run.task.init(jax.random.key(0))
+    # Apart from the start, where the three are one and there is nothing to learn for the generator.
+    first = first._replace(teacher=jax.tree.map(lambda x: x + 0.05, first.teacher))
+    base, _ = update(first, batch, key)
+
+    def step(tree):  # what an update adds to it
+        return lambda state, name: jax.tree.map(jnp.subtract, getattr(state, name), getattr(tree, name))
+
+    expected = {"params": {"params", "critic"}, "critic": {"params", "critic"}, "teacher": {"params"}}
+    for perturbed, depends in expected.items():
+        other = first._replace(**{perturbed: jax.tree.map(lambda x: x * 1.2 + 0.03, getattr(first, perturbed))})
+        after, _ = update(other, batch, key)
+        assert not moved(other.teacher, after.teacher)
+        moves = {name for name in ("params", "critic") if moved(step(first)(base, name), step(other)(after, name))}
+        assert moves == depends
+
+
+def test_frozen_passes_keep_nothing(cache):
+    """An update needs no more memory than its passes need alone, one after the other."""
+    size = {
+        "teacher.model.width": 128,
+        "teacher.model.depth": 6,
+        "model.width": 128,
+        "model.depth": 6,
+        "batch_size": 512,
+    }
+    run = prepared(cache, "distribution_matching", **size)
+    params = run.task.init(jax.random.key(0)).params
+    model = models.preconditioned(diffusion.network(run.config, run.world), sigma_data=0.5)
+    x, sigma = jnp.zeros((512, 8, 8, 1)), jnp.ones(512)
+
+    def forward(params, x, sigma):
+        return jnp.sum(model(params, x, sigma) ** 2)
+
+    def scratch(function, *arguments):
+        return jax.jit(function).lower(*arguments).compile().memory_analysis().temp_size_in_bytes
+
+    learning, frozen = (scratch(f, params, x, sigma) for f in (jax.grad(forward), forward))
+    assert learning > 2 * frozen  # else this shows nothing
+    state = jax.eval_shape(run.task.init, jax.random.key(0))
+    update = scratch(run.task.update, state, batch_of(run.world, np.arange(512)), jax.random.key(0))
+    # The critic's and the generator's forward and backward passes, one pass of each frozen network, the draws.
+    assert update <= 1.15 * (2 * learning + 2 * frozen + 4 * x.nbytes)
 
 
 def test_at_its_own_distribution_a_generator_gets_no_gradient(cache):
