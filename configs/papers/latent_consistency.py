@@ -96,4 +96,10 @@ def get_config() -> ml_collections.ConfigDict:
             for name in ABLATIONS
         ),
     )
+    config.remarks = (
+        "The outliers of these 16-dimensional latents hardly harm the baseline (0.18 with, 0.18 without), so that there is "
+        "little to repair. The method's own seeds spread "
+        "(0.19 to 0.37 with outliers); with independent noise they do not (0.22), which points at the coupling: batches of "
+        "256 in so few dimensions change the law of the noise that an example sees."
+    )
     return config
