@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -12,7 +13,6 @@ import optax
 from jax import Array
 
 from experiments import models, runs
-from experiments.engine import randomness
 from experiments.papers import training
 from experiments.tasks import classification, diffusion, score_distillation
 from mlfuncs import diffusion as methods
@@ -52,24 +52,14 @@ def _draw_once(generate: Callable[..., Array], shape: tuple[int, ...], key: Arra
 
 def _heun(config: ml_collections.ConfigDict, trained: runs.Run) -> Callable[[Any, Array, Array], Array]:
     """`draw(params, key, labels)` by the steps of a diffusion model."""
-    levels = trained.config.diffusion
-    sigmas = methods.karras_sigmas(config.heun_steps, sigma_min=levels.sigma_min, sigma_max=levels.sigma_max)
-    denoise = models.preconditioned(diffusion.network(trained.config, trained.world), sigma_data=levels.sigma_data)
-
-    @jax.jit
-    def draw(params: Any, key: Array, labels: Array) -> Array:
-        noise = sigmas[0] * jax.random.normal(key, (labels.shape[0], *trained.world.example_shape))
-        return methods.sample_heun(partial(denoise, params, labels=labels), noise, sigmas)
-
-    return draw
+    draw = diffusion.sampler(trained.config, trained.world)
+    return lambda params, key, labels: draw(params, key, {"labels": labels}, 1.0, len(labels), config.heun_steps)
 
 
 class _Judge:
     """An independent classifier's view of samples under the forgotten label and under all others."""
 
     def __init__(self, config: ml_collections.ConfigDict, trained: runs.Run, forgotten: int):
-        from pathlib import Path
-
         world = trained.world
         judge = runs.obtain(config.run.evaluation.features, Path(config.cache_dir))
         self._outputs = jax.jit(classification.outputs(judge))
@@ -106,7 +96,7 @@ def _ascend(config: ml_collections.ConfigDict, trained: runs.Run, judge: _Judge,
     def loss(params: Any, key: Array) -> Array:
         row_key, noise_key, level_key = jax.random.split(key, 3)
         batch = data[jax.random.randint(row_key, (c.batch,), 0, len(data))]
-        noise = randomness.normal(jax.random.split(noise_key, c.batch), world.example_shape)
+        noise = jax.random.normal(noise_key, batch.shape)
         told = partial(denoise, params, labels=jnp.full(c.batch, judge.forgotten))
         return -jnp.mean(
             methods.edm_loss(told, batch, noise, level(level_key, (c.batch,)), sigma_data=levels.sigma_data)

@@ -79,7 +79,7 @@ class Noised(NamedTuple):
 
     @property
     def noised(self) -> Array:
-        return self.sample + self.sigma.reshape(-1, *(1,) * (self.sample.ndim - 1)) * self.noise
+        return self.sample + self._per_level(self.sigma) * self.noise
 
     def fixed(self) -> "Noised":
         """The same without a gradient to the samples, so that the frozen passes keep nothing for one."""
