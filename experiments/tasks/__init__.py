@@ -7,11 +7,20 @@ import numpy as np
 from experiments.engine import configuration
 from experiments.engine.errors import UserError, unknown
 from experiments.engine.task import Task
-from experiments.tasks import autoencoding, classification, common, consistency, diffusion, score_distillation
+from experiments.tasks import (
+    autoencoding,
+    captioning,
+    classification,
+    common,
+    consistency,
+    diffusion,
+    score_distillation,
+)
 from experiments.worlds import Trained, World
 
 TASKS = {
     "autoencoding": autoencoding.build,
+    "captioning": captioning.build,
     "classification": classification.build,
     "consistency": consistency.build,
     "diffusion": diffusion.build,
@@ -19,6 +28,7 @@ TASKS = {
 }
 FIELDS = {
     "autoencoding": (),
+    "captioning": captioning.FIELDS,
     "classification": (),
     "consistency": consistency.FIELDS,
     "diffusion": diffusion.FIELDS,

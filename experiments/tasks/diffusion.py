@@ -14,7 +14,7 @@ from experiments import models
 from experiments.engine import randomness
 from experiments.engine.errors import UserError
 from experiments.engine.task import Batch, Panels, Task
-from experiments.tasks import common, conditions
+from experiments.tasks import captioning, common, conditions
 from experiments.tasks.common import TrainState
 from experiments.tasks.conditions import Conditions
 from experiments.worlds import Trained, World
@@ -38,13 +38,11 @@ def build(config: ml_collections.ConfigDict, world: World, trained: Trained) -> 
     for steps in evaluation.steps:
         if steps < 1:
             raise UserError(f"config.evaluation.steps must be >= 1, got {steps}")
-    captions = world.captions if chosen.kind == "tokens" else None
-    accuracies = (
-        [f"accuracy{aspect}" for aspect in ("", *(f"_{name}" for name in captions.attributes))] if captions else []
-    )
-    names = ["frechet_distance", *accuracies]
+    captioned = chosen.kind == "tokens"
+    names = ["frechet_distance", *(captioning.Accuracy.names(world) if captioned else [])]
     common.check_best(config, [f"{name}_{steps}" for name in names for steps in evaluation.steps] + [FLOOR])
     judge = common.Judge(config, world, trained) if config.evaluate_every else None
+    accuracy = captioning.Accuracy(config, world, trained) if config.evaluate_every and captioned else None
     told, draw_block = conditions.of_samples(chosen, world), sampler(config, world)
 
     def init(key: Array) -> TrainState:
@@ -77,19 +75,13 @@ def build(config: ml_collections.ConfigDict, world: World, trained: Trained) -> 
     def sample(state: TrainState, key: Array, num: int, steps: int) -> np.ndarray:
         return common.pixels(world, draw(state, key, num, steps))
 
-    def agreement(drawn: Array) -> list[float]:
-        """The share of samples that are as their captions say, in everything and by aspect."""
-        assert captions is not None
-        right = captions.agree(common.pixels(world, drawn), told(0, len(drawn))["tokens"])
-        aspects = [right[name] for name in captions.attributes]
-        return [float(np.mean(values)) for values in (np.all(aspects, axis=0), *aspects)]
-
     def evaluate(state: TrainState, key: Array) -> tuple[dict[str, float], dict[str, Panels]]:
         assert judge is not None
         measured = {FLOOR: judge.floor}
         for steps in evaluation.steps:
             drawn = draw(state, key, evaluation.samples, steps)
-            values = [judge.distance_of(drawn), *(agreement(drawn) if captions else [])]
+            values = [judge.distance_of(drawn)]
+            values += accuracy(common.pixels(world, drawn), told(0, len(drawn))["tokens"]) if accuracy else []
             measured |= {f"{name}_{steps}": value for name, value in zip(names, values, strict=True)}
         panels = [(f"{steps} steps", sample(state, key, evaluation.pictured, steps)) for steps in evaluation.steps]
         panels.append(("real", common.real_pixels(world, evaluation.pictured)))

@@ -4,7 +4,7 @@ The frozen teacher scores the data, the critic what the generator draws; a metho
 generator (`METHODS`). All three are the teacher's network, and start from its parameters.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -19,7 +19,7 @@ from experiments import models
 from experiments.engine import parts, randomness
 from experiments.engine.errors import UserError, unknown
 from experiments.engine.task import Batch, Panels, Task
-from experiments.tasks import common, conditions, diffusion
+from experiments.tasks import captioning, common, conditions, diffusion
 from experiments.tasks.conditions import Conditions
 from experiments.worlds import Trained, World
 from mlfuncs import guidance, score_distillation, unlearning
@@ -185,8 +185,7 @@ def build(config: ml_collections.ConfigDict, world: World, trained: Trained) -> 
     denoise = models.preconditioned(model, sigma_data=levels.sigma_data)
     optimizer = common.make_optimizer(config.optimizer, config.steps)
     critic_optimizer = common.make_optimizer(config.critic_optimizer, config.steps * c.critic_steps)
-    common.check_best(config, ("frechet_distance_1", diffusion.FLOOR))
-    judge = common.Judge(config, world, trained) if config.evaluate_every else None
+    measures = _measures(config, world, trained, captioned=chosen.kind == "tokens")
     # Levels are uniform in the variable that a sampler's steps divide evenly.
     ends = [getattr(levels, name) ** (1 / RHO) for name in ("sigma_min", "sigma_max")]
 
@@ -307,11 +306,9 @@ def build(config: ml_collections.ConfigDict, world: World, trained: Trained) -> 
         return common.pixels(world, draw(state, key, num))
 
     def evaluate(state: State, key: Array) -> tuple[dict[str, float], dict[str, Panels]]:
-        assert judge is not None
-        shown = config.evaluation.pictured
-        measured = {"frechet_distance_1": judge.distance(partial(draw, state, key)), diffusion.FLOOR: judge.floor}
+        shown, drawn = config.evaluation.pictured, draw(state, key, config.evaluation.samples)
         panels = [("1 step", sample(state, key, shown, 1)), ("real", common.real_pixels(world, shown))]
-        return measured, {"samples": panels}
+        return measures(drawn, told(0, len(drawn))), {"samples": panels}
 
     return Task(init, update, evaluate, sample, model.axes)
 
@@ -326,6 +323,25 @@ def generator(run: Any) -> Callable[..., Array]:
         return clean
 
     return score_distillation.one_step_generator(labelled, sigma_init=run.config.distillation.sigma_init)
+
+
+def _measures(
+    config: ml_collections.ConfigDict, world: World, trained: Trained, *, captioned: bool
+) -> Callable[[Array, Mapping[str, Any]], dict[str, float]]:
+    """What samples and what they were told are judged by."""
+    names = captioning.Accuracy.names(world) if captioned else []
+    common.check_best(config, ["frechet_distance_1", diffusion.FLOOR, *(f"{name}_1" for name in names)])
+    if not config.evaluate_every:
+        return lambda drawn, given: {}
+    judge = common.Judge(config, world, trained)
+    accuracy = captioning.Accuracy(config, world, trained) if captioned else None
+
+    def measure(drawn: Array, given: Mapping[str, Any]) -> dict[str, float]:
+        values = accuracy(common.pixels(world, drawn), np.asarray(given["tokens"])) if accuracy else []
+        measured = {f"{name}_1": value for name, value in zip(names, values, strict=True)}
+        return {"frechet_distance_1": judge.distance_of(drawn), diffusion.FLOOR: judge.floor, **measured}
+
+    return measure
 
 
 def _check(config: ml_collections.ConfigDict, world: World, chosen: conditions.Settings, run: Any) -> None:

@@ -56,9 +56,10 @@ class Captions(NamedTuple):
     length: int  # L
     encode: Callable[[str], np.ndarray]  # a text -> int32 [L]; "" is the empty prompt; ValueError where it is none
     attributes: tuple[str, ...]  # what is looked at by
-    agree: Callable[
-        [np.ndarray, np.ndarray], dict[str, np.ndarray]
-    ]  # uint8 images, tokens [B, L] -> {attribute: bool [B]}
+    # uint8 images, tokens [B, L] -> {attribute: bool [B]}, whether the images show what the captions say
+    agree: Callable[[np.ndarray, np.ndarray], dict[str, np.ndarray]]
+    # tokens of captions, tokens read from images -> the same
+    compare: Callable[[np.ndarray, np.ndarray], dict[str, np.ndarray]]
 
 
 class World(NamedTuple):

@@ -13,10 +13,7 @@ ASPECTS = ("count", *ATTRIBUTES)
 
 
 def agree(pictures: ArrayLike, tokens: ArrayLike) -> dict[str, np.ndarray]:
-    """Which pictures are as their captions say, {aspect of ASPECTS: bool [N]}, on the host.
-
-    "count" is the number of objects. What a caption leaves open is right; what it says of an object that is not to be seen
-    is wrong. Several objects are matched to those of the caption so that most is right.
+    """Which pictures are as their captions say by the exact detector, {aspect of ASPECTS: bool [N]}, on the host.
 
     Args:
       pictures: uint8 [N, S, S, 3].
@@ -28,17 +25,31 @@ def agree(pictures: ArrayLike, tokens: ArrayLike) -> dict[str, np.ndarray]:
     if len(pictures) != len(np.asarray(tokens)):
         raise ValueError(f"tokens must be one caption a picture, {len(pictures)}, got {len(np.asarray(tokens))}")
     said = read(tokens)
-    objects = said.present.shape[-1]
     # One more than can be said, so that an object too many is seen.
-    found = Scene(*map(np.asarray, detect(pictures.astype(np.float32) / 255, objects=objects + 1)))
+    objects = said.present.shape[-1] + 1
+    return fit(said, Scene(*map(np.asarray, detect(pictures.astype(np.float32) / 255, objects=objects))))
+
+
+def compare(tokens: ArrayLike, found: ArrayLike) -> dict[str, np.ndarray]:
+    """The same for what was read as captions [N, L] from the pictures."""
+    return fit(read(tokens), read(found))
+
+
+def fit(said: Scene, found: Scene) -> dict[str, np.ndarray]:
+    """Which scenes found [N, K'] are as was said, [N, K], K <= K'; {aspect: bool [N]}.
+
+    "count" is the number of objects. What was left unsaid is right; what was said of an object that is not to be seen is
+    wrong. Several objects are matched to those said so that most is right.
+    """
+    objects = said.present.shape[-1]
     ours, theirs = _values(said), _values(found)
     fits = {name: (ours[name][:, :, None] < 0) | (ours[name][:, :, None] == theirs[name][:, None]) for name in ours}
     fits["place"] = fits.pop("row") & fits.pop("column")
 
     def matched(order: tuple[int, ...]) -> np.ndarray:
-        return np.stack([fit[:, np.arange(objects), order].all(1) for fit in fits.values()])
+        return np.stack([part[:, np.arange(objects), order].all(1) for part in fits.values()])
 
-    every = np.stack([matched(order) for order in itertools.permutations(range(objects + 1), objects)])
+    every = np.stack([matched(order) for order in itertools.permutations(range(found.present.shape[-1]), objects)])
     best = np.argmax(every.sum(1), axis=0)
     right = dict(zip(fits, np.take_along_axis(every, best[None, None], axis=0)[0], strict=True))
     right["count"] = said.present.sum(-1) == found.present.sum(-1)

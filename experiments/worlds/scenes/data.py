@@ -12,7 +12,7 @@ from jax.typing import ArrayLike
 
 from experiments.engine.errors import UserError
 from experiments.worlds import Captions, InMemory, Split, Trained, World, Zeros
-from experiments.worlds.scenes.agreement import ASPECTS, agree
+from experiments.worlds.scenes.agreement import ASPECTS, agree, compare
 from experiments.worlds.scenes.captions import ATTRIBUTES, WORDS, caption, encode, length
 from experiments.worlds.scenes.description import COLORS, SHAPES, Scene, Splits, draw, splits
 from experiments.worlds.scenes.pictures import check_size, render
@@ -121,5 +121,5 @@ def _world(settings: _Settings, train: Split, test: Split) -> World:
         num_classes=len(SHAPES) * len(COLORS),
         to_model=lambda raw: raw.astype(jnp.float32) / 127.5 - 1,
         to_pixels=lambda x: jnp.round((jnp.clip(x, -1, 1) + 1) * 127.5).astype(jnp.uint8),
-        captions=Captions(WORDS, tokens, lambda text: encode(text, tokens), ASPECTS, agree),
+        captions=Captions(WORDS, tokens, lambda text: encode(text, tokens), ASPECTS, agree, compare),
     )

@@ -10,6 +10,7 @@ from configs import common
 from experiments import models, runs, tasks
 from experiments.engine.errors import UserError
 from experiments.tasks import diffusion, score_distillation
+from experiments.worlds import scenes
 from tests.experiments.helpers import batch_of, small
 
 LABELLED = ("entropic", "forgetting", "guided_variational")
@@ -181,6 +182,38 @@ def test_backtracking_goes_from_the_generator_back_to_the_teacher(cache):
     state, metrics = jax.jit(run.task.update)(state, batch_of(run.world, np.arange(16)), jax.random.key(0))
     assert np.isfinite(float(metrics["loss"]))
     assert not moved(path, state.teacher)
+
+
+def captioned(cache):
+    """A small transformer that attends to words as teacher of itself, judged by a small reader of captions."""
+    tiny = {"width": 8, "depth": 1, "heads": 2, "patch": 8, "expansion": 1, "token_width": 4, "token_depth": 0}
+    data = {"data.train_size": 32, "data.test_size": 8}
+    short = {**data, "evaluation.block": 4, "evaluation.samples": 6, "evaluation.features": {}, "checkpoint.every": 4}
+    teacher = small("diffusion/scenes_transformer", **short, **{f"model.{name}": value for name, value in tiny.items()})
+    reader = small("captioning/scenes", **data, **{"checkpoint.every": 4, "model.channels": (4,), "model.features": 8})
+    fields = {"teacher": teacher, "model": teacher.model, "evaluation.reader": reader, "cache_dir": str(cache)}
+    return tasks.resolve(small("score_distillation/scenes", **short, evaluate_every=4, **fields))
+
+
+def test_captions_condition_generator_critic_and_teacher(cache):
+    run = runs.prepare(captioned(cache))
+    update, batch = jax.jit(run.task.update), batch_of(run.world, np.arange(16))
+    state = jax.jit(run.task.init)(jax.random.key(0))
+    moves = []
+    for tokens in (batch["tokens"], batch["tokens"][::-1]):
+        after, metrics = update(state, {**batch, "tokens": tokens}, jax.random.key(1))
+        assert all(np.isfinite(float(value)) for value in metrics.values())
+        moves.append(after)
+    assert moved(moves[0].critic, moves[1].critic)
+    for name in ("params", "critic"):  # the parts that read words learn in both
+        words = [leaf for path, leaf in jax.tree.leaves_with_path(getattr(moves[0], name)) if "token" in str(path)]
+        before = [leaf for path, leaf in jax.tree.leaves_with_path(getattr(state, name)) if "token" in str(path)]
+        assert words
+        assert moved(before, words)
+    measured, _ = run.task.evaluate(moves[0], jax.random.key(0))
+    accuracies = {"accuracy_1", *(f"accuracy_{aspect}_1" for aspect in scenes.ASPECTS)}
+    assert measured.keys() == {"frechet_distance_1", diffusion.FLOOR, *accuracies}
+    assert measured["accuracy_count_1"] == 1  # the reader of captions sees one object in everything
 
 
 def test_labels_of_a_forgotten_class_have_their_share():
