@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from functools import partial, reduce
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -15,9 +16,9 @@ from mlfuncs.dropout.masks import apply_mask, bernoulli_mask
 
 Head = Callable[[Array], Array]
 Loss = Callable[[Array, Array], Array]
-KEPT_BYTES = (
-    2**23
-)  # of masks, a bit a unit, that wait for the backward pass; more are drawn again there, which is slower
+# Of masks, and of the results of each product, that wait for the backward pass; more are made again there, which is slower.
+KEPT_BYTES = 2**23
+PRODUCTS = ("dot_general", "conv_general_dilated")
 
 
 def multi_sample_masks(
@@ -124,8 +125,8 @@ def multi_sample_dropout_loss(
     """Multi-sample dropout in one call that never holds more than one sample.
 
     Equal to `multi_sample_loss` of `multi_sample_outputs` of `multi_sample_masks`. Samples are made one after the other
-    and made again in the backward pass: memory does not grow with `num_samples`, but for the masks, which are kept, a bit
-    a unit, because drawing them takes most of the time. Above 8 MiB in all they are drawn again from their keys.
+    and made again in the backward pass: memory does not grow with `num_samples`, but for what is dear to make and small,
+    up to 8 MiB each: the masks, as bytes or else as bits, and results of products, such as the outputs of a linear head.
 
     Args:
       key: a PRNG key.
@@ -151,7 +152,8 @@ def multi_sample_dropout_loss(
     features = jnp.asarray(features)
     _checks.batched("features", features)
 
-    again = partial(jax.checkpoint, prevent_cse=False)  # which a loop prevents already
+    # A loop prevents the elimination of common subexpressions already.
+    again = partial(jax.checkpoint, prevent_cse=False, policy=partial(_is_small_product, num_samples))
 
     def draw(index: Array) -> Array:
         return bernoulli_mask(jax.random.fold_in(key, index), features.shape, rate=rate, shared_axes=shared_axes)
@@ -159,13 +161,24 @@ def multi_sample_dropout_loss(
     def masked(mask: Array) -> Array:
         return _per_example(loss_fn, head(apply_mask(features, mask, rate=rate)), targets)
 
-    if num_samples * features.size <= 8 * KEPT_BYTES:
+    if num_samples * features.size <= KEPT_BYTES:
+        kept = again(masked)
+        sample = lambda index: kept(draw(index))  # noqa: E731
+    elif num_samples * features.size <= 8 * KEPT_BYTES:
         kept = again(lambda bits: masked(_unpack(bits, features.shape)))
         sample = lambda index: kept(_pack(draw(index)))  # noqa: E731
     else:
         sample = again(lambda index: masked(draw(index)))
     # [M, B] losses are nothing beside [B, D] features.
     return jnp.mean(jax.lax.map(sample, jnp.arange(num_samples)), axis=0)
+
+
+def _is_small_product(num_samples: int, primitive: Any, *operands: Any, **parameters: Any) -> bool:
+    """Whether all samples' results of this operation may be kept: a policy of `jax.checkpoint`."""
+    if primitive.name not in PRODUCTS:
+        return False
+    result = jax.eval_shape(partial(primitive.bind, **parameters), *operands)
+    return bool(num_samples * result.size * result.dtype.itemsize <= KEPT_BYTES)
 
 
 def _pack(mask: Array) -> Array:
