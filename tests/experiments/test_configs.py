@@ -98,10 +98,10 @@ def check(records: list[dict]) -> None:
         assert record["levels"] == 11
 
 
-def test_cifar10_takes_real_steps(tmp_path):
+def cifar(tmp_path: pathlib.Path) -> ml_collections.ConfigDict:
     config = config_of("consistency/cifar10")
     config.data.data_dir = image_sets(tmp_path, "cifar10", 32)
-    check(trained(config))
+    return config
 
 
 def imagenet(tmp_path: pathlib.Path) -> ml_collections.ConfigDict:
@@ -110,14 +110,16 @@ def imagenet(tmp_path: pathlib.Path) -> ml_collections.ConfigDict:
     return config
 
 
-def test_imagenet64_takes_real_steps_with_a_narrow_network(tmp_path):
-    config = imagenet(tmp_path)
+@pytest.mark.parametrize("given", [cifar, imagenet])
+def test_large_configs_take_real_steps_with_a_narrow_network(given, tmp_path):
+    config = given(tmp_path)
     config.model.channels, config.model.head_channels, config.model.channel_multipliers = 16, 16, (1, 2)
     config.model.blocks_per_level = 1
     check(trained(config))
 
 
 @pytest.mark.slow
-def test_imagenet64_takes_real_steps(tmp_path):
-    """The network of 266 million parameters: 9 GB of memory and some minutes."""
-    check(trained(imagenet(tmp_path)))
+@pytest.mark.parametrize("given", [cifar, imagenet])
+def test_large_configs_take_real_steps(given, tmp_path):
+    """Networks of 57 and 266 million parameters: up to 9 GB of memory and some minutes."""
+    check(trained(given(tmp_path)))
