@@ -15,6 +15,7 @@ from jax.typing import ArrayLike
 
 from mlfuncs import _checks, diffusion
 from mlfuncs._arrays import as_float, expand_like, per_example_axes
+from mlfuncs.guidance import classifier_free_guidance
 
 Generator = Callable[..., Array]  # (noise [B, ...], labels [B] or none) -> samples like noise
 
@@ -166,10 +167,9 @@ def guided_variational_gradient(
     _checks.non_negative("weight", weight)
     predictions = (teacher_positive, teacher_negative, critic_positive, critic_negative)
     real, real_negative, fake, fake_negative = (as_float(p) for p in predictions)
-    kappa, w = _factor("scale", scale, real), _factor("weight", weight, real)
     # One guidance for both, applied to the difference: it is linear.
-    gradient = w * ((1 - kappa) * (real_negative - fake_negative) + kappa * (real - fake))
-    return jax.lax.stop_gradient(gradient)
+    guided = classifier_free_guidance(real_negative - fake_negative, real - fake, scale=scale)
+    return jax.lax.stop_gradient(_factor("weight", weight, real) * guided)
 
 
 def entropic_score_gradient(

@@ -53,6 +53,8 @@ def build(config: ml_collections.ConfigDict, world: World, trained: Trained) -> 
             # The student is the teacher's network; only its dropout is its own.
             pretrained = run.state.average
             model_config = ml_collections.ConfigDict({**run.config.model.to_dict(), "dropout": config.model.dropout})
+    if model_config.get("token_condition", False):
+        raise UserError("config.model.token_condition: consistency models are told classes, not captions")
     model = models.build(model_config, example_shape=world.example_shape, num_classes=world.num_classes)
     optimizer = common.make_optimizer(config.optimizer, config.steps)
     judge = common.Judge(config, world, trained) if config.evaluate_every else None

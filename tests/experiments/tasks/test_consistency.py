@@ -185,6 +185,14 @@ def test_coupling_stays_inside_its_group():
     np.testing.assert_array_equal(_in_groups(None, 4)(keys, data, noise), noise)
 
 
+def test_captions_are_refused():
+    given = small("diffusion/scenes_transformer", **{"data.train_size": 16, "data.test_size": 2})
+    config = digits("improved")
+    config.data, config.model = given.data, given.model
+    with pytest.raises(UserError, match="consistency models are told classes, not captions"):
+        ready(config)
+
+
 def test_class_conditional_training_and_sampling():
     task = ready(digits("improved", **{"model.class_condition": True}))
     state, losses = task.train(2)
