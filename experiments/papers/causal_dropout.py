@@ -15,34 +15,52 @@ from mlfuncs import causal
 VECTORISED = False  # the search for the graph runs on the host
 TINY = 1e-30  # in place of a zero: no longer one that is deleted, and the same to every sum
 METHODS = ("oracle", "conditioning", "all", "keep", "mean")
+SEARCHES = ("pc", "ges")
 
 
 def run(config: ml_collections.ConfigDict, key: Array) -> dict[str, Any]:
-    """Skeletons of one random network from growing numbers of cells, and false alarms of the test on a chain."""
+    """Graphs of one random network from growing numbers of cells, and false alarms of the test on a chain."""
     data_key, chain_key = jax.random.split(key)
     mechanism, method = genes.MECHANISMS.index(config.mechanism), METHODS.index(config.method)
     sizes = (config.genes, config.edges, max(config.cells))
-    truth, true, observed = _draw(data_key, mechanism, jnp.asarray(config.rates), config.slope, sizes=sizes)
-    chain = {name: jnp.asarray(config.chain[name]) for name in ("coefficients", "noise_mean", "noise_std", "rate")}
-    alarms = _false_alarms(
-        chain_key, mechanism, method, config.slope, config.alpha, chain, (config.chain.repeats, config.chain.cells)
-    )
-    results: dict[str, Any] = {"false_alarms": float(alarms)}
+    edges, true, observed = _draw(data_key, mechanism, jnp.asarray(config.rates), config.slope, sizes=sizes)
+    results: dict[str, Any] = {}
+    if config.search == "pc":  # the search that tests
+        chain = {name: jnp.asarray(config.chain[name]) for name in ("coefficients", "noise_mean", "noise_std", "rate")}
+        size = (config.chain.repeats, config.chain.cells)
+        results["false_alarms"] = float(
+            _false_alarms(chain_key, mechanism, method, config.slope, config.alpha, chain, size)
+        )
+    truth = causal.equivalence_class(edges)
     for count in config.cells:  # the first so many: more cells are added to the same ones
         data = np.asarray(_seen(method, true[:count], observed[:count]))
-        untestable: list[np.ndarray] = []
-
-        def p_value(i: Any, j: Any, given: Any, data: Any = data, untestable: Any = untestable) -> np.ndarray:
-            p = causal.zero_deleted_p_values(data, i, j, given, delete=_delete(config.method))
-            untestable.append(p == 1)
-            return p
-
-        skeleton, _ = causal.pc_skeleton(
-            p_value, config.genes, alpha=config.alpha, max_conditioning=config.max_conditioning
-        )
-        results[f"f1_n{count}"] = f1(skeleton, np.asarray(truth))
-        results[f"untestable_n{count}"] = float(np.mean(np.concatenate(untestable)))
+        found, told = search(config, data)
+        results[f"f1_n{count}"] = f1((found + found.T) > 0, (truth + truth.T) > 0)
+        results[f"distance_n{count}"] = hamming_distance(found, truth)
+        results |= {f"{name}_n{count}": value for name, value in told.items()}
     return results
+
+
+def search(config: ml_collections.ConfigDict, data: np.ndarray) -> tuple[np.ndarray, dict[str, float]]:
+    """A graph with directions where they are implied, int [d, d], and what else the search tells."""
+    delete = "all" if config.method == "all" else "conditioning"
+    if config.search == "ges":
+        gains = partial(causal.zero_deleted_score_changes, data, penalty=config.penalty, delete=delete)
+        return causal.greedy_equivalence_search(gains, config.genes), {}
+    if config.search != "pc":
+        raise ValueError(f"search must be one of {', '.join(SEARCHES)}, got {config.search!r}")
+    untestable: list[np.ndarray] = []
+
+    def p_value(i: Any, j: Any, given: Any) -> np.ndarray:
+        p = causal.zero_deleted_p_values(data, i, j, given, delete=delete)
+        untestable.append(p == 1)
+        return p
+
+    skeleton, separating = causal.pc_skeleton(
+        p_value, config.genes, alpha=config.alpha, max_conditioning=config.max_conditioning
+    )
+    share = float(np.mean(np.concatenate(untestable)))
+    return causal.orient_skeleton(skeleton, separating), {"untestable": share}
 
 
 def seen(method: str, true: Array, observed: Array) -> Array:
@@ -66,6 +84,12 @@ def f1(found: np.ndarray, truth: np.ndarray) -> float:
     return float(2 * (found & truth).sum() / total) if total else 1.0
 
 
+def hamming_distance(found: np.ndarray, truth: np.ndarray) -> float:
+    """Number of pairs of variables between which two graphs differ: in the edge, or in its direction."""
+    differ = found != truth
+    return float(np.triu(differ | differ.T).sum())
+
+
 # Mechanisms and methods are numbers here, so that one compiled program serves all arms.
 
 
@@ -83,18 +107,14 @@ def _drop(key: Array, mechanism: Array, true: Array, standardised: Array, rate: 
 def _draw(
     key: Array, mechanism: Array, rates: Array, slope: Array, *, sizes: tuple[int, int, int]
 ) -> tuple[Array, Array, Array]:
-    """Adjacency of a network, its cells and what is observed of them."""
+    """Arrows of a network, its cells and what is observed of them."""
     count, edges, cells = sizes
     network_key, rate_key, cell_key, dropout_key = jax.random.split(key, 4)
     network = genes.random_network(network_key, count, edges)
     rate = jax.random.uniform(rate_key, (count,), minval=rates[0], maxval=rates[1])
     true = network.cells(cell_key, cells)
     observed = _drop(dropout_key, mechanism, true, (true - network.mean) / network.std, rate, slope)
-    return network.adjacency, true, observed
-
-
-def _delete(method: str) -> str:
-    return "all" if method == "all" else "conditioning"
+    return network.weights != 0, true, observed
 
 
 @partial(jax.jit, static_argnums=6)

@@ -6,6 +6,7 @@ from typing import Any
 
 import ml_collections
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Column
 
 from experiments.engine.logs import CONSOLE
 from experiments.reproducing import catalogue, rules, running, showing
@@ -44,13 +45,15 @@ class Bar:
         self.name, self.arms, self.seeds = name, arms, seeds
         self._progress: Progress | None = None
         if sys.stdout.isatty():
+            # Names of arms are long: they and the bar share what the numbers leave, however narrow the terminal is.
             self._progress = Progress(
-                TextColumn("{task.description}"),
-                BarColumn(),
+                TextColumn("{task.description}", table_column=Column(ratio=2, no_wrap=True, overflow="ellipsis")),
+                BarColumn(bar_width=None, table_column=Column(ratio=1)),
                 MofNCompleteColumn(),
                 TimeElapsedColumn(),
                 console=CONSOLE,
                 transient=True,
+                expand=True,
             )
             self._task = self._progress.add_task(name, total=len(arms) * seeds)
 

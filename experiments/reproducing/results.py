@@ -16,6 +16,7 @@ from experiments.engine.errors import UserError
 from experiments.reproducing import catalogue
 
 FILE = "results.json"
+ENVIRONMENT = ("device", "date", "versions")
 DIGITS = 7  # significant ones that are kept: those of float32
 
 
@@ -37,6 +38,8 @@ class Results:
             "config": configuration.plain(config),
             "arms": found.get("arms", {}),
             "seconds": found.get("seconds", 0.0),
+            # Where the numbers were made; the verdict is not taken over, as it is of what was asked for then.
+            **{field: found[field] for field in ENVIRONMENT if field in found},
         }
 
     def missing(self, arm: str, seeds: int) -> list[int]:

@@ -41,10 +41,11 @@ def run(
         advance(arm, seeds - len(missing), seeds)
         settings = catalogue.settings(config, arm, smoke=smoke)
         for some in [missing] if module.VECTORISED else [[seed] for seed in missing]:
-            if some:
-                began = time.perf_counter()
-                found = _run(module, settings, some, shared, options)
-                results.add(arm, found, time.perf_counter() - began)
+            if not some:  # said above: nothing to do
+                continue
+            began = time.perf_counter()
+            found = _run(module, settings, some, shared, options)
+            results.add(arm, found, time.perf_counter() - began)
             advance(arm, seeds - len(results.missing(arm, seeds)), seeds)
         rules.check_metrics(config, arm, results.metrics(arm))
 

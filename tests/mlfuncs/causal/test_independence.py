@@ -1,4 +1,4 @@
-"""Causal structure under dropouts: partial correlations, calibrated tests, PC and its orientations by hand, bad input."""
+"""Independence under dropouts: partial correlations by hand and by regression, calibrated tests, bad input."""
 
 import itertools
 
@@ -9,6 +9,7 @@ import pytest
 import scipy.stats
 
 from mlfuncs import causal
+from mlfuncs.causal import independence
 
 KEY = jax.random.key(0)
 NOTHING = jnp.zeros(3, bool)
@@ -170,8 +171,8 @@ def test_many_tests_are_the_same_as_one_by_one(delete):
         for size in range(3)
         for given in itertools.combinations([k for k in range(d) if k not in (i, j)], size)
     ]
-    assert len(tests) > causal.TESTS
-    assert len({frozenset(given) for _, _, given in tests}) > causal.SETS
+    assert len(tests) > independence.TESTS
+    assert len({frozenset(given) for _, _, given in tests}) > independence.SETS
     i, j = (np.array([test[k] for test in tests]) for k in range(2))
     given = np.array([[k in test[2] for k in range(d)] for test in tests])
     p = causal.zero_deleted_p_values(data, i, j, given, delete=delete)
@@ -198,150 +199,6 @@ def test_many_tests_are_checked():
         causal.zero_deleted_p_values(np.where(data > 0, np.nan, 0), [0], [1], np.zeros((1, 3)))
 
 
-def separated(edges, i, j, given):
-    """Whether the set d-separates i and j in the graph: no path in the moral graph of their ancestors avoids it."""
-    ancestors, grown = {i, j, *given}, True
-    while grown:
-        before = len(ancestors)
-        ancestors |= {a for a, b in edges if b in ancestors}
-        grown = len(ancestors) > before
-    links = {frozenset(e) for e in edges if set(e) <= ancestors}
-    for k in ancestors:
-        links |= {frozenset(p) for p in itertools.combinations([a for a, b in edges if b == k and a in ancestors], 2)}
-    reached, grown = {i}, True
-    while grown:
-        before = len(reached)
-        reached |= {b for link in links for a in link for b in link if a in reached and b not in given}
-        grown = len(reached) > before
-    return j not in reached
-
-
-def oracle(edges, calls=None):
-    def p_value(i, j, conditioning):
-        if calls is not None:
-            calls.append((np.asarray(i), np.asarray(j), np.asarray(conditioning)))
-        return [
-            float(separated(edges, a, b, set(np.flatnonzero(s)))) for a, b, s in zip(i, j, conditioning, strict=True)
-        ]
-
-    return p_value
-
-
-def links(matrix):
-    return sorted((int(i), int(j)) for i, j in zip(*np.nonzero(matrix), strict=True))
-
-
-def discovered(edges, d):
-    return causal.orient_skeleton(*causal.pc_skeleton(oracle(edges), d))
-
-
-def test_chain_and_collider():
-    skeleton, separating = causal.pc_skeleton(oracle([(0, 1), (1, 2)]), 3)
-    assert links(skeleton) == [(0, 1), (1, 0), (1, 2), (2, 1)]
-    assert separating == {(0, 2): (1,)}
-    assert links(causal.orient_skeleton(skeleton, separating)) == links(skeleton)  # chain: no direction is implied
-    skeleton, separating = causal.pc_skeleton(oracle([(0, 1), (2, 1)]), 3)
-    assert separating == {(0, 2): ()}
-    assert links(causal.orient_skeleton(skeleton, separating)) == [(0, 1), (2, 1)]
-
-
-def test_first_rule_of_meek():
-    # 0 -> 2 <- 1 and 2 -> 3: the last edge can't point back, or it would be another collider.
-    assert links(discovered([(0, 2), (1, 2), (2, 3)], 4)) == [(0, 2), (1, 2), (2, 3)]
-
-
-def test_second_rule_of_meek():
-    # 0 -> 1 -> 2 and 0 - 2; the arrows come from colliders with 3 and 4.
-    edges = [(0, 1), (3, 1), (1, 2), (4, 2), (0, 2), (3, 2)]
-    assert links(discovered(edges, 5)) == sorted(edges)
-    # The rule alone: arrows as given v-structures, the third edge by acyclicity.
-    skeleton = np.zeros((4, 4), bool)
-    for a, b in [(0, 1), (3, 1), (1, 2), (0, 2)]:
-        skeleton[a, b] = skeleton[b, a] = True
-    # 0 -> 1 <- 3 (collider); 3 -> 1 - 2 gives 1 -> 2 (rule 1); 0 -> 1 -> 2 and 0 - 2 give 0 -> 2 (rule 2).
-    separating = {(0, 3): (), (2, 3): (1,)}
-    assert links(causal.orient_skeleton(skeleton, separating)) == [(0, 1), (0, 2), (1, 2), (3, 1)]
-
-
-def test_third_rule_of_meek():
-    # 0 - 1 -> 3 <- 2 - 0, 1 and 2 apart, 0 - 3: the edge 0 - 3 must point to 3; 0 - 1 and 0 - 2 stay open.
-    edges = [(0, 1), (0, 2), (0, 3), (1, 3), (2, 3)]
-    assert links(discovered(edges, 4)) == sorted([(0, 1), (1, 0), (0, 2), (2, 0), (0, 3), (1, 3), (2, 3)])
-
-
-def test_skeletons_of_random_graphs_are_exact_and_do_not_depend_on_order():
-    rng = np.random.default_rng(0)
-    for _ in range(10):
-        d = 6
-        order = rng.permutation(d)
-        edges = [(int(order[a]), int(order[b])) for a, b in itertools.combinations(range(d), 2) if rng.random() < 0.4]
-        skeleton, separating = causal.pc_skeleton(oracle(edges), d)
-        assert set(links(skeleton)) == {e for a, b in edges for e in ((a, b), (b, a))}
-        for (i, j), given in separating.items():
-            assert i < j
-            assert separated(edges, i, j, set(given))
-        directed = causal.orient_skeleton(skeleton, separating)
-        # Whatever is directed agrees with the truth.
-        for i, j in links(directed):
-            assert directed[j, i] or (i, j) in edges
-
-
-def test_a_depth_is_one_call_and_limits_hold():
-    calls = []
-    causal.pc_skeleton(oracle([(0, 1), (1, 2), (2, 3), (0, 3)], calls), 4)
-    assert [int(c.sum(1).min()) for _, _, c in calls] == [int(c.sum(1).max()) for _, _, c in calls] == [0, 1, 2]
-    for i, j, conditioning in calls:
-        rows = np.arange(len(i))
-        assert not conditioning[rows, i].any()
-        assert not conditioning[rows, j].any()
-    skeleton, _ = causal.pc_skeleton(oracle([(0, 1), (1, 2)]), 3, max_conditioning=0)
-    assert skeleton.sum() == 6  # the chain's ends need a set of one
-    # The level: a p-value of 0.06 removes at 0.05, not at 0.1.
-    weak = lambda i, j, conditioning: np.full(len(i), 0.06)  # noqa: E731
-    assert causal.pc_skeleton(weak, 3)[0].sum() == 0
-    assert causal.pc_skeleton(weak, 3, alpha=0.1)[0].sum() == 6
-
-
-def test_pc_on_data():
-    data = chain(KEY, 5000)
-    test = jax.jit(jax.vmap(lambda i, j, s: causal.zero_deleted_independence_test(data, i, j, s)))
-    skeleton, separating = causal.pc_skeleton(test, 3, alpha=1e-3)
-    assert links(skeleton) == [(0, 1), (1, 0), (1, 2), (2, 1)]
-    assert separating == {(0, 2): (1,)}
-
-
-def test_rescaled_correlation():
-    rho, n, full = 0.3, 103, 1003
-    # The same statistic: sqrt(N - 3) atanh(rho') = sqrt(n - 3) atanh(rho).
-    rescaled = causal.rescale_partial_correlation(rho, n, full)
-    np.testing.assert_allclose(np.sqrt(1000) * np.arctanh(rescaled), 10 * np.arctanh(rho), rtol=1e-5)
-    np.testing.assert_allclose(causal.rescale_partial_correlation(-0.3, n, full), rescaled)
-    np.testing.assert_allclose(causal.rescale_partial_correlation(jnp.array([-0.3, 1.0]), 50, 50), [0.3, 1.0])
-    np.testing.assert_array_equal(causal.rescale_partial_correlation(0.5, jnp.array([0, 3]), 100), [0, 0])
-    assert 0 < causal.rescale_partial_correlation(1.0, n, full) < 1
-
-
-def test_score_change():
-    np.testing.assert_allclose(causal.bic_score_change(0.5, 100), -50 * np.log(0.75) - np.log(100) / 2, rtol=1e-5)
-    # A larger penalty is a weaker one; without correlation an edge only costs.
-    assert causal.bic_score_change(0.1, 100, penalty=1.0) < causal.bic_score_change(0.1, 100, penalty=2.0)
-    np.testing.assert_allclose(causal.bic_score_change(0.0, 100, penalty=1.0), -np.log(100), rtol=1e-6)
-    assert np.isfinite(causal.bic_score_change(1.0, 100))
-    assert np.isfinite(jax.grad(causal.bic_score_change)(1.0, 100))
-
-
-def test_dropout_mechanisms():
-    z = jnp.array([[0.0, 2.0]])
-    np.testing.assert_allclose(
-        causal.logistic_dropout_probability(z, 1.5, -1.0), [[1 / (1 + np.exp(-1)), 1 / (1 + np.exp(2))]], rtol=1e-5
-    )
-    z = jnp.broadcast_to(jnp.array([3.0, -4.0]), (1 << 14, 2))
-    data = np.asarray(causal.sample_dropout(KEY, z, jnp.array([0.2, 0.7])))
-    assert set(np.unique(data)) == {-4.0, 0.0, 3.0}  # kept values are not scaled
-    for gene, rate in enumerate((0.2, 0.7)):
-        assert abs((data[:, gene] == 0).mean() - rate) <= 5 * np.sqrt(rate * (1 - rate) / len(data))
-
-
 def test_bad_input():
     data = jnp.ones((5, 3)).at[0].set(2.0)
     for call in (causal.zero_deleted_partial_correlation, causal.zero_deleted_independence_test):
@@ -362,25 +219,3 @@ def test_bad_input():
             call(jnp.ones(3), 0, 1, NOTHING)
         with pytest.raises(ValueError, match="NaN"):
             call(data.at[1, 1].set(jnp.nan), 0, 1, NOTHING)
-    for alpha in (0.0, 1.0, float("nan")):
-        with pytest.raises(ValueError, match="alpha"):
-            causal.pc_skeleton(oracle([]), 3, alpha=alpha)
-    with pytest.raises(ValueError, match="num_variables"):
-        causal.pc_skeleton(oracle([]), 1)
-    with pytest.raises(ValueError, match="max_conditioning"):
-        causal.pc_skeleton(oracle([]), 3, max_conditioning=-1)
-    with pytest.raises(ValueError, match="p_value"):
-        causal.pc_skeleton(lambda i, j, s: 0.5, 3)
-    for adjacency in (np.ones((2, 3)), np.array([[0, 1], [0, 0]])):
-        with pytest.raises(ValueError, match="adjacency"):
-            causal.orient_skeleton(adjacency, {})
-    with pytest.raises(ValueError, match="penalty"):
-        causal.bic_score_change(0.1, 10, penalty=0.0)
-    for call in (
-        lambda: causal.logistic_dropout_probability(jnp.ones(3), 1.0, 0.0),
-        lambda: causal.sample_dropout(KEY, jnp.ones(3), 0.5),
-    ):
-        with pytest.raises(ValueError, match="expression"):
-            call()
-    with pytest.raises(ValueError, match="rate must be"):
-        causal.sample_dropout(KEY, jnp.ones((3, 2)), 1.5)
