@@ -52,12 +52,13 @@ class Given(NamedTuple):
 
 def given() -> Given:
     draw = np.random.default_rng(0)
-    pictures = [draw.uniform(-1, 1, (BATCH, *SHAPE)).astype(np.float32) for _ in range(2)]
-    noises = [draw.standard_normal((BATCH, *SHAPE), np.float32) for _ in range(3)]
-    sigma, scale = np.exp(draw.uniform(-2, 2, BATCH)), draw.uniform(0.5, 4, BATCH)
+    image, other = (draw.uniform(-1, 1, (BATCH, *SHAPE)).astype(np.float32) for _ in range(2))
+    noise, other_noise, latent = (draw.standard_normal((BATCH, *SHAPE), np.float32) for _ in range(3))
+    sigma = np.exp(draw.uniform(-2, 2, BATCH)).astype(np.float32)
+    scale = draw.uniform(0.5, 4, BATCH).astype(np.float32)
     labels = draw.integers(0, CLASSES, BATCH).astype(np.int32)
-    levels = (sigma.astype(np.float32), scale.astype(np.float32))
-    return Given(*pictures, *noises, *levels, labels, np.full_like(labels, -1), labels == 0)
+    nothing, forget = np.full_like(labels, -1), labels == 0
+    return Given(image, other, noise, other_noise, latent, sigma, scale, labels, nothing, forget)
 
 
 def _wide(value: Array) -> Array:
@@ -224,7 +225,8 @@ def ours(case: Case, apply: Callable[..., Array], copies: list[Any], at: Given) 
     """Compiled: the mean loss and its gradient in the parameters of the first copy."""
 
     def mean(params: Any, frozen: list[Any], at: Given) -> Array:
-        return jnp.mean(case.loss(*(denoiser(apply, p) for p in (params, *frozen)), at))
+        student, teacher, other = (denoiser(apply, p) for p in (params, *frozen))
+        return jnp.mean(case.loss(student, teacher, other, at))
 
     compiled = jax.jit(jax.value_and_grad(mean))
     arguments = jax.device_put((copies[0], copies[1:], at))
@@ -255,7 +257,8 @@ def check_same(case: Case, here: Call, there: Call) -> None:
 
 def _losses(with_torch: bool) -> list[dict[str, Any]]:
     apply, copies = network()
-    at, records = given(), []
+    at = given()
+    records: list[dict[str, Any]] = []
     for case in CASES:
         calls = {"ours": ours(case, apply, copies, at)}
         if with_torch:
@@ -283,18 +286,19 @@ def _columns(seconds: dict[str, list[float]]) -> dict[str, float]:
     return columns
 
 
-def samplers(apply: Callable[..., Array], params: Any) -> dict[str, Callable[[Array], Array]]:
-    """One compiled program each, key -> samples [B, ...], all of one network."""
-    denoise = denoiser(apply, params)
-    jump = consistency.consistency_function(partial(apply, params))
-    levels = diffusion.karras_sigmas(HEUN_STEPS)
-    shape = (BATCH, *SHAPE)
+def samplers(apply: Callable[..., Array]) -> dict[str, Callable[[Any, Array], Array]]:
+    """One compiled program each, (params, key) -> samples [B, ...], all of one network."""
+    levels, shape = diffusion.karras_sigmas(HEUN_STEPS), (BATCH, *SHAPE)
 
-    def heun(key: Array) -> Array:
-        return diffusion.sample_heun(denoise, levels[0] * jax.random.normal(key, shape), levels)
+    def heun(params: Any, key: Array) -> Array:
+        return diffusion.sample_heun(denoiser(apply, params), levels[0] * jax.random.normal(key, shape), levels)
 
-    def few(*sigmas: float) -> Callable[[Array], Array]:
-        return lambda key: consistency.multistep_sample(key, jump, shape, sigmas=sigmas)
+    def few(*sigmas: float) -> Callable[[Any, Array], Array]:
+        def program(params: Any, key: Array) -> Array:
+            jump = consistency.consistency_function(partial(apply, params), sigma_data=SIGMA_DATA)
+            return consistency.multistep_sample(key, jump, shape, sigmas=sigmas)
+
+        return program
 
     programs = {f"{HEUN_STEPS} steps of Heun": heun, "1 step": few(80.0), "2 steps": few(80.0, SECOND_LEVEL)}
     return {name: jax.jit(program) for name, program in programs.items()}
@@ -302,8 +306,12 @@ def samplers(apply: Callable[..., Array], params: Any) -> dict[str, Callable[[Ar
 
 def _sampling() -> list[dict[str, Any]]:
     apply, copies = network()
-    programs, key = samplers(apply, copies[0]), jax.random.key(0)
-    calls = {name: partial(lambda p: jax.block_until_ready(p(key)), p) for name, p in programs.items()}
+    key = jax.random.key(0)
+
+    def call(program: Callable[[Any, Array], Array]) -> Call:
+        return lambda: jax.block_until_ready(program(copies[0], key))
+
+    calls = {name: call(program) for name, program in samplers(apply).items()}
     first, *_ = calls.values()
     rounds = rounds_within(SECONDS, first, least=ROUNDS[0], most=ROUNDS[1])
     seconds = {name: float(np.median(values)) for name, values in seconds_in_turns(calls, rounds=rounds).items()}

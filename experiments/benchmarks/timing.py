@@ -40,14 +40,15 @@ def rounds_within(seconds: float, call: Call, *, least: int, most: int) -> int:
 
 
 def by_threads(calls: Mapping[str, Call]) -> dict[str, Call]:
-    """PyTorch with a thread for every core and with one, which is faster where other programs use the cores."""
+    """PyTorch with a thread for every core given to us and with one, which is faster where others use the cores."""
     import torch
 
     def at(threads: int, call: Call) -> None:
         torch.set_num_threads(threads)
         call()
 
-    counts = sorted({1, os.cpu_count() or 1}, reverse=True)
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    counts = sorted({1, cores}, reverse=True)
     return {
         f"{name}, {count} thread{'s' * (count > 1)}": partial(at, count, call)
         for count in counts
