@@ -1,7 +1,6 @@
 """Speed of multi-sample dropout: the loss with its gradient against PyTorch, and seeds of a study in one call."""
 
 import importlib.util
-import os
 import time
 from collections.abc import Callable
 from functools import partial
@@ -16,7 +15,7 @@ from jax import Array
 
 from configs.papers import multi_sample_dropout as paper
 from experiments.benchmarks.consistency import NO_TORCH
-from experiments.benchmarks.timing import seconds_in_turns
+from experiments.benchmarks.timing import Call, by_threads, rounds_within, seconds_in_turns
 from experiments.papers import multi_sample_dropout as study
 from mlfuncs import dropout
 
@@ -27,8 +26,6 @@ SECONDS = 6.0  # a comparison, about
 ROUNDS = (5, 41)  # at least and at most
 SEEDS, SEED_ROUNDS = 8, 5
 STUDY: dict[str, Any] = {"num_samples": 8, "widths": (128, 128), "steps": 200, "redraws": 64}
-
-Call = Callable[[], Any]
 
 
 class Problem(NamedTuple):
@@ -107,22 +104,6 @@ def check_same(given: Problem, samples: int) -> None:
                 raise AssertionError(f"{name} differs: {np.asarray(there)}, here {np.asarray(here)}")
 
 
-def _by_threads(calls: dict[str, Call]) -> dict[str, Call]:
-    """With a thread for every core and with one, which is faster where other programs use the cores."""
-    import torch
-
-    def at(threads: int, call: Call) -> None:
-        torch.set_num_threads(threads)
-        call()
-
-    counts = sorted({1, os.cpu_count() or 1}, reverse=True)
-    return {
-        f"{name}, {count} thread{'s' * (count > 1)}": partial(at, count, call)
-        for count in counts
-        for name, call in calls.items()
-    }
-
-
 def _fresh(call: Callable[[Array], Any]) -> Call:
     """A call with a new key each time."""
     state = {"key": jax.random.key(1)}
@@ -145,13 +126,6 @@ def _records(what: str, seconds: dict[str, list[float]]) -> list[dict[str, Any]]
     return rows
 
 
-def _rounds(call: Call) -> int:
-    call()
-    began = time.perf_counter()
-    call()
-    return int(np.clip(SECONDS / 3 / (time.perf_counter() - began), *ROUNDS))
-
-
 def _losses(with_torch: bool) -> list[dict[str, Any]]:
     records = []
     for batch, width, classes in HEADS:
@@ -160,8 +134,9 @@ def _losses(with_torch: bool) -> list[dict[str, Any]]:
             calls: dict[str, Call] = {"ours": _fresh(ours(given, samples, RATE))}
             if with_torch:
                 check_same(given, samples)
-                calls |= _by_threads(theirs(given, samples, RATE))
-            seconds = seconds_in_turns(calls, rounds=_rounds(calls["ours"]))
+                calls |= by_threads(theirs(given, samples, RATE))
+            rounds = rounds_within(SECONDS, calls["ours"], least=ROUNDS[0], most=ROUNDS[1])
+            seconds = seconds_in_turns(calls, rounds=rounds)
             what = f"head {width} to {classes}, batch {batch}, {samples} sample{'s' * (samples > 1)}"
             records += _records(what, seconds)
     return records

@@ -15,15 +15,17 @@ import torch.nn.functional as F
 from experiments.models import layers
 
 Params = Mapping[str, Any]
-Network = Callable[[Params, torch.Tensor, torch.Tensor], torch.Tensor]
+Network = Callable[..., torch.Tensor]  # (params, x, c_noise) -> like x
 EPSILON = 1e-6  # of the normalisations in flax
 
 
 def parameters(tree: Any, *, channels_last: bool = False) -> Any:
     """A tree of JAX parameters as tensors: dense kernels [out, in], convolution kernels [out, in, height, width]."""
 
-    def convert(leaf: Any) -> torch.Tensor:
+    def convert(path: Any, leaf: Any) -> torch.Tensor:
         value = torch.from_numpy(np.array(leaf))
+        if path[-1].key == "embedding":  # [classes, width] on both sides
+            return value
         if value.ndim == 2:
             return value.T.contiguous()
         if value.ndim == 4:
@@ -31,17 +33,22 @@ def parameters(tree: Any, *, channels_last: bool = False) -> Any:
             return kernel.contiguous(memory_format=torch.channels_last if channels_last else torch.contiguous_format)
         return value
 
-    return jax.tree.map(convert, tree)
+    return jax.tree_util.tree_map_with_path(convert, tree)
 
 
 def _linear(p: Params, x: torch.Tensor) -> torch.Tensor:
     return F.linear(x, p["kernel"], p["bias"])
 
 
-def _embedding(p: Params, frequencies: torch.Tensor, c_noise: torch.Tensor) -> torch.Tensor:
+def _embedding(
+    p: Params, frequencies: torch.Tensor, c_noise: torch.Tensor, labels: torch.Tensor | None = None
+) -> torch.Tensor:
     angles = c_noise[:, None] * frequencies
     features = torch.cat([torch.sin(angles), torch.cos(angles)], dim=-1)
-    return F.silu(_linear(p["second"], F.silu(_linear(p["first"], features))))
+    embedding = _linear(p["second"], F.silu(_linear(p["first"], features)))
+    if labels is not None:  # -1 is no class
+        embedding = embedding + (labels >= 0)[:, None] * F.embedding(labels.clamp(min=0), p["classes"]["embedding"])
+    return F.silu(embedding)
 
 
 def _frequencies(features: int, scale: float) -> torch.Tensor:
@@ -49,14 +56,14 @@ def _frequencies(features: int, scale: float) -> torch.Tensor:
 
 
 def mlp(config: ml_collections.ConfigDict) -> Network:
-    """`experiments.models.mlp.ResidualMLP` with norm "scaling" and additive time conditioning."""
+    """`experiments.models.mlp.ResidualMLP` with norm "scaling" and additive time conditioning; labels [B] or none."""
     frequencies = _frequencies(config.fourier_features, config.fourier_scale)
 
     def norm(p: Params, x: torch.Tensor) -> torch.Tensor:
         return F.layer_norm(x, x.shape[-1:], p["norm"]["scale"], p["norm"]["bias"], EPSILON)
 
-    def apply(p: Params, x: torch.Tensor, c_noise: torch.Tensor) -> torch.Tensor:
-        embedding = _embedding(p["embed"], frequencies, c_noise)
+    def apply(p: Params, x: torch.Tensor, c_noise: torch.Tensor, labels: torch.Tensor | None = None) -> torch.Tensor:
+        embedding = _embedding(p["embed"], frequencies, c_noise, labels)
         h = _linear(p["first"], x.reshape(x.shape[0], -1))
         for index in range(config.depth):
             block = p[f"block_{index}"]
