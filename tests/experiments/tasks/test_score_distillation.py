@@ -10,6 +10,7 @@ from configs import common
 from experiments import models, runs, tasks
 from experiments.engine.errors import UserError
 from experiments.tasks import diffusion, score_distillation
+from experiments.tasks.score_distillation import inputs
 from experiments.worlds import scenes
 from tests.experiments.helpers import batch_of, small
 
@@ -225,12 +226,12 @@ def test_labels_of_a_forgotten_class_have_their_share():
         num_classes = 10
 
     keys = jax.random.split(jax.random.key(0), 4000)
-    labels = score_distillation._draw_labels(given, World, keys)
+    labels = inputs.draw_labels(given, World, keys)
     counts = np.bincount(np.asarray(labels), minlength=10) / 4000
     expected = np.full(10, 0.75 / 9)
     expected[3] = 0.25
     assert np.all(np.abs(counts - expected) <= 6 * np.sqrt(expected * (1 - expected) / 4000))
-    told = np.asarray(score_distillation._told(given, World, {"labels": labels}, keys)["labels"])
+    told = np.asarray(inputs.teacher_conditions(given, World, {"labels": labels}, keys)["labels"])
     np.testing.assert_array_equal(told[labels != 3], labels[labels != 3])
     assert set(told[np.asarray(labels) == 3]) == set(range(10)) - {3}
 
