@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     import mlfuncs.causal as causal
     import mlfuncs.consistency as consistency
     import mlfuncs.diffusion as diffusion
+    import mlfuncs.distillation as distillation
     import mlfuncs.dropout as dropout
     import mlfuncs.guidance as guidance
     import mlfuncs.metrics as metrics
@@ -39,6 +40,7 @@ __all__ = [
     "causal",
     "consistency",
     "diffusion",
+    "distillation",
     "dropout",
     "guidance",
     "metrics",
