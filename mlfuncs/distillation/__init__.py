@@ -9,14 +9,24 @@ from mlfuncs.distillation.logits import (
     soft_cross_entropy,
     total_variation,
 )
+from mlfuncs.distillation.rankings import (
+    plackett_luce,
+    plackett_luce_gradient,
+    teacher_ranking,
+    weighted_list_likelihood,
+)
 
 __all__ = [
     "correlation",
     "jensen_shannon",
     "knowledge_distillation",
     "kullback_leibler",
+    "plackett_luce",
+    "plackett_luce_gradient",
     "reverse_kullback_leibler",
     "sinkhorn",
     "soft_cross_entropy",
+    "teacher_ranking",
     "total_variation",
+    "weighted_list_likelihood",
 ]
