@@ -1,6 +1,13 @@
 """From teacher to student: divergences between predictions, losses over batches, rankings, many teachers, sequences."""
 
 from mlfuncs.distillation.batches import correlation, sinkhorn
+from mlfuncs.distillation.heads import (
+    align_gradients,
+    binary_kullback_leibler,
+    binary_kullback_leibler_difference,
+    decoupled,
+    dual_head,
+)
 from mlfuncs.distillation.logits import (
     jensen_shannon,
     knowledge_distillation,
@@ -17,7 +24,12 @@ from mlfuncs.distillation.rankings import (
 )
 
 __all__ = [
+    "align_gradients",
+    "binary_kullback_leibler",
+    "binary_kullback_leibler_difference",
     "correlation",
+    "decoupled",
+    "dual_head",
     "jensen_shannon",
     "knowledge_distillation",
     "kullback_leibler",
