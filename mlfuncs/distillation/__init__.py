@@ -1,6 +1,7 @@
 """From teacher to student: divergences between predictions, losses over batches, rankings, many teachers, sequences."""
 
 from mlfuncs.distillation.batches import correlation, sinkhorn
+from mlfuncs.distillation.deviations import divide_by_deviation, mixup_objective, scaled_by_deviation
 from mlfuncs.distillation.heads import (
     align_gradients,
     binary_kullback_leibler,
@@ -29,13 +30,16 @@ __all__ = [
     "binary_kullback_leibler_difference",
     "correlation",
     "decoupled",
+    "divide_by_deviation",
     "dual_head",
     "jensen_shannon",
     "knowledge_distillation",
     "kullback_leibler",
+    "mixup_objective",
     "plackett_luce",
     "plackett_luce_gradient",
     "reverse_kullback_leibler",
+    "scaled_by_deviation",
     "sinkhorn",
     "soft_cross_entropy",
     "teacher_ranking",
