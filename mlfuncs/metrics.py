@@ -7,7 +7,7 @@ from jax import Array
 from jax.typing import ArrayLike
 
 from mlfuncs import _checks
-from mlfuncs._arrays import as_float, gather_batch
+from mlfuncs._arrays import as_float, gather_batch, squared_distances
 
 BLOCK = 512  # rows of a distance matrix held at once
 
@@ -87,11 +87,6 @@ def frechet_distance(first: ArrayLike, second: ArrayLike, *, axis_name: str | No
     return jnp.sum((mean_first - mean_second) ** 2) + jnp.where(spread < 0, 0.0, spread)
 
 
-def _squared_distances(rows: Array, points: Array) -> Array:
-    cross = jnp.matmul(rows, points.T, precision=jax.lax.Precision.HIGHEST)
-    return jnp.maximum(jnp.sum(rows**2, 1)[:, None] + jnp.sum(points**2, 1)[None, :] - 2 * cross, 0)
-
-
 def nearest_neighbor_precision_recall(
     real: ArrayLike, generated: ArrayLike, *, num_neighbors: int = 3, axis_name: str | None = None
 ) -> dict[str, Array]:
@@ -125,7 +120,7 @@ def nearest_neighbor_precision_recall(
 
     def radii(points: Array) -> Array:
         def of(row: Array) -> Array:
-            nearest = -jax.lax.top_k(-_squared_distances(row[None], points)[0], num_neighbors + 1)[0]
+            nearest = -jax.lax.top_k(-squared_distances(row[None], points)[0], num_neighbors + 1)[0]
             return nearest[num_neighbors]  # nearest[0] is the point itself
 
         return jax.lax.map(of, points, batch_size=BLOCK)
@@ -133,7 +128,7 @@ def nearest_neighbor_precision_recall(
     def covered(queries: Array, points: Array) -> Array:
         reach = radii(points)
         inside = jax.lax.map(
-            lambda row: jnp.any(_squared_distances(row[None], points)[0] <= reach), queries, batch_size=BLOCK
+            lambda row: jnp.any(squared_distances(row[None], points)[0] <= reach), queries, batch_size=BLOCK
         )
         return jnp.mean(inside.astype(jnp.float32))
 

@@ -17,6 +17,7 @@ from mlfuncs.distillation.logits import (
     soft_cross_entropy,
     total_variation,
 )
+from mlfuncs.distillation.parameters import interpolate_parameters, perturb_parameters
 from mlfuncs.distillation.rankings import (
     plackett_luce,
     plackett_luce_gradient,
@@ -32,10 +33,12 @@ __all__ = [
     "decoupled",
     "divide_by_deviation",
     "dual_head",
+    "interpolate_parameters",
     "jensen_shannon",
     "knowledge_distillation",
     "kullback_leibler",
     "mixup_objective",
+    "perturb_parameters",
     "plackett_luce",
     "plackett_luce_gradient",
     "reverse_kullback_leibler",
