@@ -2,6 +2,7 @@
 
 from mlfuncs.distillation.batches import correlation, sinkhorn
 from mlfuncs.distillation.deviations import divide_by_deviation, mixup_objective, scaled_by_deviation
+from mlfuncs.distillation.exits import enhanced_target_cross_entropy, multi_exit
 from mlfuncs.distillation.heads import (
     align_gradients,
     binary_kullback_leibler,
@@ -33,11 +34,13 @@ __all__ = [
     "decoupled",
     "divide_by_deviation",
     "dual_head",
+    "enhanced_target_cross_entropy",
     "interpolate_parameters",
     "jensen_shannon",
     "knowledge_distillation",
     "kullback_leibler",
     "mixup_objective",
+    "multi_exit",
     "perturb_parameters",
     "plackett_luce",
     "plackett_luce_gradient",
