@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     import mlfuncs.representation as representation
     import mlfuncs.robust as robust
     import mlfuncs.score_distillation as score_distillation
+    import mlfuncs.selection as selection
     import mlfuncs.sparsity as sparsity
     import mlfuncs.timeseries as timeseries
     import mlfuncs.transport as transport
@@ -51,6 +52,7 @@ __all__ = [
     "representation",
     "robust",
     "score_distillation",
+    "selection",
     "sparsity",
     "timeseries",
     "transport",

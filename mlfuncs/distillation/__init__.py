@@ -1,5 +1,6 @@
 """From teacher to student: divergences between predictions, losses over batches, rankings, many teachers, sequences."""
 
+from mlfuncs.distillation.active import dual_head_objective, dual_head_probabilities
 from mlfuncs.distillation.batches import correlation, sinkhorn
 from mlfuncs.distillation.deviations import divide_by_deviation, mixup_objective, scaled_by_deviation
 from mlfuncs.distillation.exits import enhanced_target_cross_entropy, multi_exit
@@ -34,6 +35,8 @@ __all__ = [
     "decoupled",
     "divide_by_deviation",
     "dual_head",
+    "dual_head_objective",
+    "dual_head_probabilities",
     "enhanced_target_cross_entropy",
     "interpolate_parameters",
     "jensen_shannon",
