@@ -26,6 +26,7 @@ from mlfuncs.distillation.rankings import (
     teacher_ranking,
     weighted_list_likelihood,
 )
+from mlfuncs.distillation.ridge import self_distilled_ridge
 
 __all__ = [
     "align_gradients",
@@ -49,6 +50,7 @@ __all__ = [
     "plackett_luce_gradient",
     "reverse_kullback_leibler",
     "scaled_by_deviation",
+    "self_distilled_ridge",
     "sinkhorn",
     "soft_cross_entropy",
     "teacher_ranking",
