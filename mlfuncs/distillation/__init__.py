@@ -27,6 +27,7 @@ from mlfuncs.distillation.rankings import (
     weighted_list_likelihood,
 )
 from mlfuncs.distillation.ridge import self_distilled_ridge
+from mlfuncs.distillation.verticals import multi_teacher, self_paced_logits, vertical_soft_targets
 
 __all__ = [
     "align_gradients",
@@ -45,15 +46,18 @@ __all__ = [
     "kullback_leibler",
     "mixup_objective",
     "multi_exit",
+    "multi_teacher",
     "perturb_parameters",
     "plackett_luce",
     "plackett_luce_gradient",
     "reverse_kullback_leibler",
     "scaled_by_deviation",
     "self_distilled_ridge",
+    "self_paced_logits",
     "sinkhorn",
     "soft_cross_entropy",
     "teacher_ranking",
     "total_variation",
+    "vertical_soft_targets",
     "weighted_list_likelihood",
 ]
