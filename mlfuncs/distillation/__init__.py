@@ -27,12 +27,14 @@ from mlfuncs.distillation.rankings import (
     weighted_list_likelihood,
 )
 from mlfuncs.distillation.ridge import self_distilled_ridge
+from mlfuncs.distillation.sequences import choose_source, sequence_divergence
 from mlfuncs.distillation.verticals import multi_teacher, self_paced_logits, vertical_soft_targets
 
 __all__ = [
     "align_gradients",
     "binary_kullback_leibler",
     "binary_kullback_leibler_difference",
+    "choose_source",
     "correlation",
     "decoupled",
     "divide_by_deviation",
@@ -54,6 +56,7 @@ __all__ = [
     "scaled_by_deviation",
     "self_distilled_ridge",
     "self_paced_logits",
+    "sequence_divergence",
     "sinkhorn",
     "soft_cross_entropy",
     "teacher_ranking",
