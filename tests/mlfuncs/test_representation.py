@@ -28,7 +28,7 @@ def test_bottleneck_by_hand():
     np.testing.assert_allclose(out, [0.6, -0.8], rtol=1e-6)
     kernel, bias, last = jax.random.normal(KEY, (4, 5)), jnp.ones(5), jax.random.normal(KEY, (5, 7))
     hidden = np.asarray(X.reshape(2, 8, 4) @ kernel + 1)
-    hidden /= np.linalg.norm(hidden, axis=-1, keepdims=True)
+    hidden = hidden / np.linalg.norm(hidden, axis=-1, keepdims=True)
     out = representation.normalized_bottleneck(X.reshape(2, 8, 4), kernel, bias, last)
     np.testing.assert_allclose(out, hidden @ (last / np.linalg.norm(last, axis=0)), rtol=1e-4, atol=1e-5)
     # The length of a direction is frozen: no gradient along it.
