@@ -1,8 +1,8 @@
 """Low-rank and sparse adaptation of trained weights, and linear layers with structure."""
 
 from mlfuncs.adapters.structured import grouped_linear, masked_linear, vertical_connection_mask
+from mlfuncs.adapters.weights import Select as Select
 from mlfuncs.adapters.weights import (
-    Select,
     adaptive_low_rank,
     adaptive_low_rank_gradients,
     gather_values,
@@ -19,7 +19,6 @@ from mlfuncs.adapters.weights import (
 )
 
 __all__ = [
-    "Select",
     "adaptive_low_rank",
     "adaptive_low_rank_gradients",
     "gather_values",
