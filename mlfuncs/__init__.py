@@ -15,14 +15,17 @@ if TYPE_CHECKING:
     import mlfuncs.causal as causal
     import mlfuncs.consistency as consistency
     import mlfuncs.diffusion as diffusion
+    import mlfuncs.distillation as distillation
     import mlfuncs.dropout as dropout
     import mlfuncs.guidance as guidance
     import mlfuncs.metrics as metrics
     import mlfuncs.noisy_labels as noisy_labels
     import mlfuncs.preference as preference
     import mlfuncs.privacy as privacy
+    import mlfuncs.representation as representation
     import mlfuncs.robust as robust
     import mlfuncs.score_distillation as score_distillation
+    import mlfuncs.selection as selection
     import mlfuncs.sparsity as sparsity
     import mlfuncs.timeseries as timeseries
     import mlfuncs.transport as transport
@@ -39,14 +42,17 @@ __all__ = [
     "causal",
     "consistency",
     "diffusion",
+    "distillation",
     "dropout",
     "guidance",
     "metrics",
     "noisy_labels",
     "preference",
     "privacy",
+    "representation",
     "robust",
     "score_distillation",
+    "selection",
     "sparsity",
     "timeseries",
     "transport",

@@ -49,6 +49,12 @@ def safe_sqrt(x: Array) -> Array:
     return jnp.where(usable, jnp.sqrt(jnp.where(usable, x, 1.0)), 0.0)
 
 
+def squared_distances(rows: Array, points: Array) -> Array:
+    """[N, M] from rows [N, D] to points [M, D], by inner products: centre both sets first."""
+    cross = jnp.matmul(rows, points.T, precision=jax.lax.Precision.HIGHEST)
+    return jnp.maximum(jnp.sum(rows**2, 1)[:, None] + jnp.sum(points**2, 1)[None, :] - 2 * cross, 0)
+
+
 def example_noise(key: Array, shape: tuple[int, ...]) -> Array:
     """Unit normal noise [B, ...] of which that of example i depends on the key and on i alone, not on B."""
     draw = lambda example: jax.random.normal(jax.random.fold_in(key, example), shape[1:])  # noqa: E731

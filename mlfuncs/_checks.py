@@ -44,6 +44,12 @@ def within_half_open(name: str, value: Any, low: float, high: float) -> None:
     _require(name, value, lambda v: (v > low) & (v <= high), f"in ({low:g}, {high:g}]")
 
 
+def not_nan(name: str, value: Any) -> None:
+    """For choices, where NaN would win or lose without a word."""
+    if is_concrete(value) and np.isnan(np.asarray(value, np.float64)).any():
+        raise ValueError(f"{name} must not hold NaN")
+
+
 def at_least(name: str, value: Any, low: float) -> None:
     _require(name, value, lambda v: v >= low, f">= {low:g}")
 

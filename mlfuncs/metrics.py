@@ -7,7 +7,7 @@ from jax import Array
 from jax.typing import ArrayLike
 
 from mlfuncs import _checks
-from mlfuncs._arrays import as_float, gather_batch
+from mlfuncs._arrays import as_float, gather_batch, squared_distances
 
 BLOCK = 512  # rows of a distance matrix held at once
 
@@ -87,11 +87,6 @@ def frechet_distance(first: ArrayLike, second: ArrayLike, *, axis_name: str | No
     return jnp.sum((mean_first - mean_second) ** 2) + jnp.where(spread < 0, 0.0, spread)
 
 
-def _squared_distances(rows: Array, points: Array) -> Array:
-    cross = jnp.matmul(rows, points.T, precision=jax.lax.Precision.HIGHEST)
-    return jnp.maximum(jnp.sum(rows**2, 1)[:, None] + jnp.sum(points**2, 1)[None, :] - 2 * cross, 0)
-
-
 def nearest_neighbor_precision_recall(
     real: ArrayLike, generated: ArrayLike, *, num_neighbors: int = 3, axis_name: str | None = None
 ) -> dict[str, Array]:
@@ -125,7 +120,7 @@ def nearest_neighbor_precision_recall(
 
     def radii(points: Array) -> Array:
         def of(row: Array) -> Array:
-            nearest = -jax.lax.top_k(-_squared_distances(row[None], points)[0], num_neighbors + 1)[0]
+            nearest = -jax.lax.top_k(-squared_distances(row[None], points)[0], num_neighbors + 1)[0]
             return nearest[num_neighbors]  # nearest[0] is the point itself
 
         return jax.lax.map(of, points, batch_size=BLOCK)
@@ -133,7 +128,7 @@ def nearest_neighbor_precision_recall(
     def covered(queries: Array, points: Array) -> Array:
         reach = radii(points)
         inside = jax.lax.map(
-            lambda row: jnp.any(_squared_distances(row[None], points)[0] <= reach), queries, batch_size=BLOCK
+            lambda row: jnp.any(squared_distances(row[None], points)[0] <= reach), queries, batch_size=BLOCK
         )
         return jnp.mean(inside.astype(jnp.float32))
 
@@ -192,3 +187,69 @@ def sliced_wasserstein_distance(
     mean = jnp.mean(jax.lax.map(cost, directions, batch_size=16))
     usable = ~(mean <= 0)
     return jnp.where(usable, jnp.where(usable, mean, 1.0) ** (1 / order), 0.0)
+
+
+def power_law_fit(steps: ArrayLike, values: ArrayLike, *, fit_count: int | None = None) -> dict[str, Array]:
+    r"""The power law :math:`c\, n^b` of a falling measurement, by least squares between logarithms.
+
+    A distance between student and teacher that follows such a law early and leaves it late is a sign of teacher hacking
+    that needs no ground truth.
+
+    Args:
+      steps: n [N] > 0, numbers of training steps.
+      values: [N] > 0.
+      fit_count: how many points, from the first, are fitted; >= 2. None: all.
+
+    Returns:
+      {"scale": c, "exponent": b, "residuals": log values minus the fitted ones, for all N points}.
+
+    Raises:
+      ValueError: not one axis, lengths differ, concrete entries <= 0, fewer than 2 fitted points or all at one step.
+
+    References:
+      Tiapkin et al., On Teacher Hacking in Language Model Distillation, arXiv:2502.02671.
+    """
+    for name, value in (("steps", steps), ("values", values)):
+        _checks.rank(name, value, 1)
+        _checks.positive(name, value)
+    _checks.same_shape("steps", steps, "values", values)
+    total = np.shape(steps)[0]
+    used = total if fit_count is None else fit_count
+    _checks.count("fit_count", used, 2)
+    if used > total:
+        raise ValueError(f"fit_count must be at most the number of points, {total}, got {fit_count!r}")
+    if _checks.is_concrete(steps) and np.ptp(np.asarray(steps, np.float64)[:used]) == 0:
+        raise ValueError("steps must differ within the fitted points")
+    x, y = jnp.log(as_float(steps)), jnp.log(as_float(values))
+    mean_x, mean_y = jnp.mean(x[:used]), jnp.mean(y[:used])
+    centred = x[:used] - mean_x
+    exponent = jnp.sum(centred * (y[:used] - mean_y)) / jnp.sum(centred**2)
+    residuals = (y - mean_y) - exponent * (x - mean_x)
+    return {"scale": jnp.exp(mean_y - exponent * mean_x), "exponent": exponent, "residuals": residuals}
+
+
+def proxy_gap(proxy: ArrayLike, golden: ArrayLike) -> dict[str, Array]:
+    """Whether a student came closer to its teacher while moving away from the truth.
+
+    Args:
+      proxy: [N] distances to the teacher over training.
+      golden: [N] distances to the ground truth at the same points.
+
+    Returns:
+      {"onset": int, the first point of the smallest golden distance; "golden_rise": from there to the end; "proxy_drop": of
+      the other distance over the same stretch; "hacked": bool, both > 0}.
+
+    Raises:
+      ValueError: not one axis, lengths differ, or empty.
+
+    References:
+      Tiapkin et al., arXiv:2502.02671.
+    """
+    _checks.rank("proxy", proxy, 1)
+    _checks.same_shape("proxy", proxy, "golden", golden)
+    if np.size(proxy) == 0:
+        raise ValueError("proxy must hold at least one point")
+    near, true = as_float(proxy), as_float(golden)
+    onset = jnp.argmin(true).astype(jnp.int32)
+    rise, drop = true[-1] - true[onset], near[onset] - near[-1]
+    return {"onset": onset, "golden_rise": rise, "proxy_drop": drop, "hacked": (rise > 0) & (drop > 0)}

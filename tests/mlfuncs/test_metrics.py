@@ -202,3 +202,44 @@ A = jnp.ones((5, 3))
 def test_bad_input(call, match):
     with pytest.raises(ValueError, match=match):
         call()
+
+
+def test_power_laws_are_found_and_left():
+    steps = jnp.array([10.0, 20.0, 50.0, 100.0, 400.0])
+    values = (3 * steps**-0.5).at[4].multiply(2.0)  # the last point is twice what the law says
+    fit = jax.jit(lambda s, v: metrics.power_law_fit(s, v, fit_count=4))(steps, values)
+    np.testing.assert_allclose([fit["scale"], fit["exponent"]], [3, -0.5], rtol=1e-4)
+    np.testing.assert_allclose(fit["residuals"], [0, 0, 0, 0, np.log(2)], atol=1e-5)
+    noisy = values * jnp.array([1.1, 0.9, 1.2, 1.0, 0.8])
+    fit = metrics.power_law_fit(steps, noisy)
+    slope, intercept = np.polyfit(np.log(np.asarray(steps)), np.log(np.asarray(noisy)), 1)
+    np.testing.assert_allclose([jnp.log(fit["scale"]), fit["exponent"]], [intercept, slope], rtol=1e-3)
+
+
+def test_proxy_gap_by_hand():
+    hacked = metrics.proxy_gap(jnp.array([4.0, 3.0, 2.0, 1.0]), jnp.array([3.0, 1.0, 1.0, 2.0]))
+    assert int(hacked["onset"]) == 1  # the first of equal ones
+    np.testing.assert_allclose([hacked["golden_rise"], hacked["proxy_drop"]], [1.0, 2.0])
+    assert bool(hacked["hacked"])
+    fine = metrics.proxy_gap(jnp.array([4.0, 3.0, 2.0]), jnp.array([3.0, 2.0, 1.0]))
+    assert not bool(fine["hacked"])
+    assert not bool(metrics.proxy_gap(jnp.ones(1), jnp.ones(1))["hacked"])
+
+
+@pytest.mark.parametrize(
+    ("call", "match"),
+    [
+        (lambda: metrics.power_law_fit(jnp.array([1.0, 0.0]), jnp.ones(2)), "steps"),
+        (lambda: metrics.power_law_fit(jnp.array([1.0, 2.0]), jnp.array([1.0, -1.0])), "values"),
+        (lambda: metrics.power_law_fit(jnp.array([1.0, 2.0]), jnp.ones(3)), "values"),
+        (lambda: metrics.power_law_fit(jnp.array([2.0, 2.0]), jnp.ones(2)), "steps must differ"),
+        (lambda: metrics.power_law_fit(jnp.ones(1), jnp.ones(1)), "fit_count"),
+        (lambda: metrics.power_law_fit(jnp.array([1.0, 2.0]), jnp.ones(2), fit_count=1), "fit_count"),
+        (lambda: metrics.power_law_fit(jnp.array([1.0, 2.0]), jnp.ones(2), fit_count=3), "fit_count"),
+        (lambda: metrics.proxy_gap(jnp.ones(2), jnp.ones(3)), "golden"),
+        (lambda: metrics.proxy_gap(jnp.ones(0), jnp.ones(0)), "proxy"),
+    ],
+)
+def test_bad_hacking_curves(call, match):
+    with pytest.raises(ValueError, match=match):
+        call()

@@ -1,0 +1,66 @@
+"""From teacher to student: divergences between predictions, losses over batches, rankings, many teachers, sequences."""
+
+from mlfuncs.distillation.active import dual_head_objective, dual_head_probabilities
+from mlfuncs.distillation.batches import correlation, sinkhorn
+from mlfuncs.distillation.deviations import divide_by_deviation, mixup_objective, scaled_by_deviation
+from mlfuncs.distillation.exits import enhanced_target_cross_entropy, multi_exit
+from mlfuncs.distillation.heads import (
+    align_gradients,
+    binary_kullback_leibler,
+    binary_kullback_leibler_difference,
+    decoupled,
+    dual_head,
+)
+from mlfuncs.distillation.logits import (
+    jensen_shannon,
+    knowledge_distillation,
+    kullback_leibler,
+    reverse_kullback_leibler,
+    soft_cross_entropy,
+    total_variation,
+)
+from mlfuncs.distillation.parameters import interpolate_parameters, perturb_parameters
+from mlfuncs.distillation.rankings import (
+    plackett_luce,
+    plackett_luce_gradient,
+    teacher_ranking,
+    weighted_list_likelihood,
+)
+from mlfuncs.distillation.ridge import self_distilled_ridge
+from mlfuncs.distillation.sequences import choose_source, sequence_divergence
+from mlfuncs.distillation.verticals import multi_teacher, self_paced_logits, vertical_soft_targets
+
+__all__ = [
+    "align_gradients",
+    "binary_kullback_leibler",
+    "binary_kullback_leibler_difference",
+    "choose_source",
+    "correlation",
+    "decoupled",
+    "divide_by_deviation",
+    "dual_head",
+    "dual_head_objective",
+    "dual_head_probabilities",
+    "enhanced_target_cross_entropy",
+    "interpolate_parameters",
+    "jensen_shannon",
+    "knowledge_distillation",
+    "kullback_leibler",
+    "mixup_objective",
+    "multi_exit",
+    "multi_teacher",
+    "perturb_parameters",
+    "plackett_luce",
+    "plackett_luce_gradient",
+    "reverse_kullback_leibler",
+    "scaled_by_deviation",
+    "self_distilled_ridge",
+    "self_paced_logits",
+    "sequence_divergence",
+    "sinkhorn",
+    "soft_cross_entropy",
+    "teacher_ranking",
+    "total_variation",
+    "vertical_soft_targets",
+    "weighted_list_likelihood",
+]

@@ -1,0 +1,185 @@
+"""Distillation losses that compare a whole batch of predictions with another: transport between them, correlations."""
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+from jax.typing import ArrayLike
+
+from mlfuncs import _checks, transport
+from mlfuncs._arrays import absolute, as_float, float_dtype, gather_batch, safe_sqrt, sum_over, vary_with
+from mlfuncs.distillation import _rows
+from mlfuncs.distillation._rows import check_pair, check_temperature, normalizers, over_rows
+
+CORRELATION_EPSILON = 1e-8  # of the official code, in the denominator
+
+
+def _check_batch(student_logits: ArrayLike, teacher_logits: ArrayLike, temperature: ArrayLike) -> tuple[Array, Array]:
+    _checks.rank("student_logits", student_logits, 2)
+    student, teacher = check_pair(student_logits, teacher_logits)
+    if student.shape[0] == 0:
+        raise ValueError(f"student_logits must hold at least one example, got shape {student.shape}")
+    check_temperature(temperature)
+    return student, teacher
+
+
+def _row_normalizers(logits: Array, temperature: ArrayLike) -> tuple[Array, Array]:
+    both = over_rows(lambda x: jnp.concatenate(normalizers(x, temperature), axis=-1), logits)
+    # The largest logit is a shift: its gradient cancels.
+    return jax.lax.stop_gradient(both[:, :1]), both[:, 1:]
+
+
+def _probabilities(chunk: Array, temperature: ArrayLike, normalizer: tuple[Array, Array]) -> Array:
+    return jnp.exp((as_float(chunk) / temperature - normalizer[0]) - normalizer[1])
+
+
+def _over_class_chunks(add: Callable[..., Any], start: Any, width: int, *arrays: Array) -> Any:
+    """Folds `add(total, chunks, valid)` over chunks of `width` classes of arrays [B, C]; padded classes are masked."""
+    classes = arrays[0].shape[1]
+    if classes <= width:
+        return add(start, arrays, jnp.ones(classes, bool))
+    chunks = -(-classes // width)
+    padding = [(0, 0), (0, chunks * width - classes)]
+    whole = tuple(
+        jnp.pad(x, padding, constant_values=-jnp.inf).reshape(x.shape[0], chunks, width)
+        for x in (y.astype(float_dtype(y)) for y in arrays)
+    )
+
+    @jax.checkpoint
+    def step(total: Any, index: Array) -> tuple[Any, None]:
+        # Without the barrier the conversion to float32 moves out of the loop, to all classes at once.
+        held, index = jax.lax.optimization_barrier((whole, index))
+        taken = tuple(jax.lax.dynamic_index_in_dim(x, index, 1, keepdims=False) for x in held)
+        return add(total, taken, index * width + jnp.arange(width) < classes), None
+
+    return jax.lax.scan(step, start, jnp.arange(chunks))[0]
+
+
+def _prediction_distances(student: Array, teacher: Array, temperature: ArrayLike) -> Array:
+    """[B, N] L1 distances between softened predictions, without an array [B, N, C]."""
+    of_student, of_teacher = _row_normalizers(student, temperature), _row_normalizers(teacher, temperature)
+
+    def add(total: Array, chunks: tuple[Array, Array], _: Array) -> Array:
+        q = _probabilities(chunks[0], temperature, of_student)
+        p = _probabilities(chunks[1], temperature, of_teacher)
+        return total + jnp.sum(absolute(q[:, None] - p[None]), axis=-1)
+
+    pairs = student.shape[0] * teacher.shape[0]
+    start = vary_with(jnp.zeros((student.shape[0], teacher.shape[0]), of_student[0].dtype), student)
+    return _over_class_chunks(add, start, max(1, _rows.BLOCK // pairs), student, teacher)
+
+
+def sinkhorn(
+    student_logits: ArrayLike,
+    teacher_logits: ArrayLike,
+    *,
+    temperature: ArrayLike = 2.0,
+    regularization: ArrayLike = 0.1,
+    iterations: int = 20,
+    axis_name: str | None = None,
+) -> Array:
+    r"""Sinkhorn distance between a batch of student predictions and one of teacher predictions (SinKD).
+
+    .. math:: D_{ij} = \|q_i - p_j\|_1, \quad r_i = B \sum_j P_{ij} D_{ij}
+
+    P is the entropic plan of D between uniform masses (`transport.sinkhorn_plan`). Which teacher row belongs to which
+    student row does not matter. Gradients pass through the cost and through the iterations, on both sides. The official
+    code multiplies the sum by 0.001 or 0.0008: such factors are the caller's.
+
+    Args:
+      student_logits: [B, C], B and C >= 1. Tokens are rows: flatten [B, L, C].
+      teacher_logits: like `student_logits`. Gradients pass to it too.
+      temperature: T > 0, a scalar (may be traced). Default 2 (the code; it ignores its argument).
+      regularization: lambda > 0, a scalar (may be traced). Default 0.1; D lies in [0, 2].
+      iterations: >= 1. Default 20, as the code calls it.
+      axis_name: inside `shard_map` or `pmap`, the axis over which the batch is split: the plan is that of the global batch.
+        None takes one plan for the rows that are here, which is what the official code does under data parallelism.
+
+    Returns:
+      [B] row costs >= 0, in at least float32: their sum is the official number, their mean the transport distance. At
+      s = t they are positive (entropic blur) and vanish as lambda does. B = 1: the L1 distance. Memory grows with B^2 and
+      not with B^2 C.
+
+    Raises:
+      ValueError: not two axes, shapes differ, empty, T or lambda <= 0, or iterations < 1.
+
+    References:
+      Cui et al., Sinkhorn Distance Minimization for Knowledge Distillation, arXiv:2402.17110.
+    """
+    student, teacher = _check_batch(student_logits, teacher_logits, temperature)
+    _checks.rank("regularization", regularization, 0)
+    teacher = gather_batch(teacher, axis_name)
+    cost = _prediction_distances(student, teacher, temperature)
+    plan = transport.sinkhorn_plan(cost, regularization=regularization, iterations=iterations, axis_name=axis_name)
+    return teacher.shape[0] * jnp.sum(plan * cost, axis=1)
+
+
+def _pearson(moments: Array) -> Array:
+    """Correlation from the centred sums aa, bb and ab on the first axis; 0 where one side is constant."""
+    aa, bb, ab = moments
+    return ab / (safe_sqrt(aa) * safe_sqrt(bb) + CORRELATION_EPSILON)
+
+
+def _moments(a: Array, b: Array, axis: int) -> Array:
+    return jnp.stack([jnp.sum(a * a, axis), jnp.sum(b * b, axis), jnp.sum(a * b, axis)])
+
+
+def correlation(
+    student_logits: ArrayLike,
+    teacher_logits: ArrayLike,
+    *,
+    temperature: ArrayLike = 1.0,
+    inter_weight: ArrayLike = 1.0,
+    intra_weight: ArrayLike = 1.0,
+    axis_name: str | None = None,
+) -> Array:
+    r"""Correlation distance between softened predictions (DIST), within examples and within classes.
+
+    .. math:: \tau^2 \big[ \beta\, (1 - \overline{\rho(q_{i,:}, p_{i,:})})
+              + \gamma\, (1 - \overline{\rho(q_{:,c}, p_{:,c})}) \big]
+
+    rho is the Pearson correlation, with 1e-8 added to its denominator as in the official code: rows or columns that are
+    constant on either side have rho = 0 and pass no gradient.
+
+    Args:
+      student_logits: [B, C], B and C >= 1.
+      teacher_logits: like `student_logits`. Gradients pass to it too.
+      temperature: tau > 0, a scalar (may be traced). Defaults 1, 1, 1; DIST on CIFAR has tau = 4, beta = gamma = 2.
+      inter_weight: beta, for the mean over examples.
+      intra_weight: gamma, for the mean over classes, which depends on the whole batch.
+      axis_name: inside `shard_map` or `pmap`, the axis over which the batch is split: the loss is that of the global batch.
+
+    Returns:
+      scalar in [0, 2 tau^2 (beta + gamma)] up to rounding, in at least float32. B = 1 or C = 1: the columns or the rows are
+      constant and their term is its weight, tau^2 included, with gradient 0.
+
+    Raises:
+      ValueError: not two axes, shapes differ, empty, or tau <= 0.
+
+    References:
+      Huang et al., Knowledge Distillation from A Stronger Teacher, arXiv:2205.10536; as a baseline arXiv:2506.12542.
+    """
+    student, teacher = _check_batch(student_logits, teacher_logits, temperature)
+    sums = functools.partial(sum_over, axis_name=axis_name)
+    here, classes = student.shape
+    size = sums(here)
+    normalizer_pair = [_row_normalizers(x, temperature) for x in (student, teacher)]
+    # Probabilities sum to 1, or to 0 where every class is masked.
+    row_means = [jnp.where(jnp.all(jnp.isneginf(x), axis=1, keepdims=True), 0, 1 / classes) for x in (student, teacher)]
+
+    def add(total: tuple[Array, Array], chunks: tuple[Array, Array], valid: Array) -> tuple[Array, Array]:
+        pair = [_probabilities(x, temperature, n) for x, n in zip(chunks, normalizer_pair, strict=True)]
+        rows = [jnp.where(valid, x - mean, 0.0) for x, mean in zip(pair, row_means, strict=True)]
+        columns = [x - sums(jnp.sum(x, axis=0)) / size for x in pair]
+        of_columns = _pearson(sums(_moments(columns[0], columns[1], 0)))
+        return total[0] + _moments(rows[0], rows[1], 1), total[1] + jnp.sum(of_columns)
+
+    kind = normalizer_pair[0][0].dtype
+    start = (vary_with(jnp.zeros((3, here), kind), student), jnp.zeros((), kind))
+    row_moments, column_total = _over_class_chunks(add, start, max(1, _rows.BLOCK // here), student, teacher)
+    inter = 1 - sums(jnp.sum(_pearson(row_moments))) / size
+    intra = 1 - column_total / classes
+    return jnp.multiply(temperature, temperature * (inter_weight * inter + intra_weight * intra))
