@@ -125,36 +125,14 @@ def online_loss(config: ml_collections.ConfigDict, problem: Problem, params: Any
 
 def denoising_loss(config: ml_collections.ConfigDict, problem: Problem, params: Any, rows: Array, key: Array) -> Array:
     """The ordinary diffusion loss on digits with much ink, at the levels that a diffusion model is trained at."""
-    c = config.run.teacher.diffusion
+    c, data = config.run.teacher.diffusion, problem.chosen[rows]
     level_key, noise_key = jax.random.split(key)
     sigma = diffusion.sample_training_sigmas(level_key, (len(rows),), mean=c.mean, std=c.std)
-    return _denoising(problem, params, rows, noise_key, sigma, c.sigma_data)
+    noise = jax.random.normal(noise_key, data.shape)
+    return jnp.mean(diffusion.edm_loss(problem.function(params), data, noise, sigma, sigma_data=c.sigma_data))
 
 
-def own_denoising_loss(
-    config: ml_collections.ConfigDict, problem: Problem, params: Any, rows: Array, key: Array
-) -> Array:
-    """The same at the few levels that the model is run at."""
-    level_key, noise_key = jax.random.split(key)
-    sigma = _own_levels(problem, level_key, len(rows))
-    return _denoising(problem, params, rows, noise_key, sigma, config.run.teacher.diffusion.sigma_data)
-
-
-def _denoising(problem: Problem, params: Any, rows: Array, key: Array, sigma: Array, sigma_data: float) -> Array:
-    data = problem.chosen[rows]
-    noise = jax.random.normal(key, data.shape)
-    return jnp.mean(diffusion.edm_loss(problem.function(params), data, noise, sigma, sigma_data=sigma_data))
-
-
-def _own_levels(problem: Problem, key: Array, num: int) -> Array:
-    return problem.levels[jax.random.randint(key, (num,), 0, len(problem.levels) - 1)]
-
-
-LOSSES = {
-    "denoising": denoising_loss,
-    "own_denoising": own_denoising_loss,
-    "online": online_loss,
-}
+LOSSES = {"denoising": denoising_loss, "online": online_loss}
 
 
 def _tune(config: ml_collections.ConfigDict, problem: Problem, key: Array) -> Any:
