@@ -43,7 +43,7 @@ def get_config() -> ml_collections.ConfigDict:
             "samples": 2000,
         }
     )
-    short = {"steps": 4, "log_every": 4, "evaluate_every": 0, "checkpoint": {"every": 4}}
+    short = {"steps": 6, "log_every": 6, "evaluate_every": 0, "checkpoint": {"every": 6}}
     config.smoke = {
         "run": {**short, "batch_size": 16, "model": {"width": 16, "depth": 1}, "evaluation": {"features": short}},
         "steps": 2,
@@ -77,7 +77,7 @@ def get_config() -> ml_collections.ConfigDict:
             over="every seed",
         ),
         check(
-            "denoising to about that reward takes four-step samples farther from those digits than they were",
+            "denoising past half of the gap takes four-step samples farther from those digits than they were",
             distance,
             FARTHER,
             BASE,
@@ -88,7 +88,7 @@ def get_config() -> ml_collections.ConfigDict:
     )
     config.side = (
         check(
-            "so does denoising that stops where it is nearest to them",
+            "so does denoising at the rate that brought it nearest in the search",
             distance,
             DENOISING,
             BASE,
@@ -99,12 +99,21 @@ def get_config() -> ml_collections.ConfigDict:
         check("denoising makes samples less sharp", "sharpness", FARTHER, BASE, at_most=0.0),
         check("pairs stay as sharp as the untuned model", "sharpness", ONLINE, BASE, at_least=0.0),
         check(
-            "without clipping samples end farther from those digits",
+            "without clipping samples end a twentieth farther from those digits",
             distance,
             UNCLIPPED,
             ONLINE,
             compare="ratio",
-            at_least=1.0,
+            at_least=1.05,
         ),
+    )
+    config.remarks = (
+        "A consistency model stands in for the distilled one; its Euler-ancestral levels are the best of nine lists tried "
+        "for the untuned model. Learning rates were searched on another model (moving-average teacher) and another seed, "
+        "for pairs from 3e-5 to 1e-3 and for denoising from 3e-6 to 3e-4, and each has the one of its least distance "
+        "(1e-4 and 1e-5). Denoising at 3e-5 had about the reward of pairs there; here it has less. All weights are "
+        "tuned, by 500 updates on 32 pairs or digits. Without clipping the results are the same to four digits: ratios of "
+        "means over pixels hardly ever leave their bounds here. The reward is a mean over pixels; "
+        "the distance is to the fifth of the digits with most ink."
     )
     return config
