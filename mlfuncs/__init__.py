@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     import mlfuncs.consistency as consistency
     import mlfuncs.diffusion as diffusion
     import mlfuncs.dropout as dropout
+    import mlfuncs.early_exit as early_exit
     import mlfuncs.guidance as guidance
     import mlfuncs.metrics as metrics
     import mlfuncs.noisy_labels as noisy_labels
@@ -40,6 +41,7 @@ __all__ = [
     "consistency",
     "diffusion",
     "dropout",
+    "early_exit",
     "guidance",
     "metrics",
     "noisy_labels",

@@ -55,6 +55,14 @@ def example_noise(key: Array, shape: tuple[int, ...]) -> Array:
     return jax.vmap(draw)(jnp.arange(shape[0]))
 
 
+def example_keys(key: Array, batch: int, axis_name: str | None = None) -> Array:
+    """[B] keys, that of example i from `key` and i alone; i counts over the devices of `axis_name`, where given."""
+    positions = jnp.arange(batch)
+    if axis_name is not None:
+        positions = positions + jax.lax.axis_index(axis_name) * batch
+    return jax.vmap(jax.random.fold_in, in_axes=(None, 0))(key, positions)
+
+
 def gather_batch(x: Array, axis_name: str | None) -> Array:
     """The global batch [N, ...] of the shards along a `shard_map` or `pmap` axis; `x` itself where there is none."""
     if axis_name is None:
