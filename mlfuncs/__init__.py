@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     import mlfuncs.dropout as dropout
     import mlfuncs.early_exit as early_exit
     import mlfuncs.guidance as guidance
+    import mlfuncs.masked_modeling as masked_modeling
     import mlfuncs.metrics as metrics
     import mlfuncs.noisy_labels as noisy_labels
     import mlfuncs.preference as preference
@@ -43,6 +44,7 @@ __all__ = [
     "dropout",
     "early_exit",
     "guidance",
+    "masked_modeling",
     "metrics",
     "noisy_labels",
     "preference",
