@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     import mlfuncs.noisy_labels as noisy_labels
     import mlfuncs.preference as preference
     import mlfuncs.privacy as privacy
+    import mlfuncs.representation as representation
     import mlfuncs.robust as robust
     import mlfuncs.score_distillation as score_distillation
     import mlfuncs.sparsity as sparsity
@@ -49,6 +50,7 @@ __all__ = [
     "noisy_labels",
     "preference",
     "privacy",
+    "representation",
     "robust",
     "score_distillation",
     "sparsity",
