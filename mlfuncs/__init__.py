@@ -17,7 +17,9 @@ if TYPE_CHECKING:
     import mlfuncs.diffusion as diffusion
     import mlfuncs.distillation as distillation
     import mlfuncs.dropout as dropout
+    import mlfuncs.early_exit as early_exit
     import mlfuncs.guidance as guidance
+    import mlfuncs.masked_modeling as masked_modeling
     import mlfuncs.metrics as metrics
     import mlfuncs.noisy_labels as noisy_labels
     import mlfuncs.preference as preference
@@ -44,7 +46,9 @@ __all__ = [
     "diffusion",
     "distillation",
     "dropout",
+    "early_exit",
     "guidance",
+    "masked_modeling",
     "metrics",
     "noisy_labels",
     "preference",

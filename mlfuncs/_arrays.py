@@ -55,10 +55,23 @@ def squared_distances(rows: Array, points: Array) -> Array:
     return jnp.maximum(jnp.sum(rows**2, 1)[:, None] + jnp.sum(points**2, 1)[None, :] - 2 * cross, 0)
 
 
-def example_noise(key: Array, shape: tuple[int, ...]) -> Array:
-    """Unit normal noise [B, ...] of which that of example i depends on the key and on i alone, not on B."""
-    draw = lambda example: jax.random.normal(jax.random.fold_in(key, example), shape[1:])  # noqa: E731
-    return jax.vmap(draw)(jnp.arange(shape[0]))
+def unit_vectors(x: Array, eps: float = 1e-12) -> Array:
+    """`x` [..., D] over the norms of its last axis, or `eps` where that is larger: zeros stay zeros, gradients finite."""
+    return x / jnp.maximum(safe_sqrt(jnp.sum(x**2, axis=-1, keepdims=True)), eps)
+
+
+def example_noise(key: Array, shape: tuple[int, ...], axis_name: str | None = None) -> Array:
+    """Unit normal noise [B, ...] of which that of example i depends on the key and on i alone, as `example_keys`."""
+    draw = lambda example_key: jax.random.normal(example_key, shape[1:])  # noqa: E731
+    return jax.vmap(draw)(example_keys(key, shape[0], axis_name))
+
+
+def example_keys(key: Array, batch: int, axis_name: str | None = None) -> Array:
+    """[B] keys, that of example i from `key` and i alone; i counts over the devices of `axis_name`, where given."""
+    positions = jnp.arange(batch)
+    if axis_name is not None:
+        positions = positions + jax.lax.axis_index(axis_name) * batch
+    return jax.vmap(jax.random.fold_in, in_axes=(None, 0))(key, positions)
 
 
 def gather_batch(x: Array, axis_name: str | None) -> Array:

@@ -70,6 +70,13 @@ def count(name: str, value: Any, low: int = 1) -> None:
         raise ValueError(f"{name} must be an integer >= {low}, got {value!r}")
 
 
+def integers(name: str, value: Any) -> None:
+    """Known from the dtype, so traced values are checked too; bool is not an integer."""
+    dtype = value.dtype if hasattr(value, "dtype") else np.asarray(value).dtype
+    if not jax.dtypes.issubdtype(dtype, np.integer):
+        raise ValueError(f"{name} must hold integers, got {dtype}")
+
+
 def same_shape(first_name: str, first: Any, second_name: str, second: Any) -> None:
     if np.shape(first) != np.shape(second):
         raise ValueError(

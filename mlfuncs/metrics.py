@@ -1,4 +1,4 @@
-"""Measurements of how far one set of examples lies from another."""
+"""Measurements of how far one set of examples lies from another, and how widely one spreads."""
 
 import jax
 import jax.numpy as jnp
@@ -7,7 +7,7 @@ from jax import Array
 from jax.typing import ArrayLike
 
 from mlfuncs import _checks
-from mlfuncs._arrays import as_float, gather_batch, squared_distances
+from mlfuncs._arrays import as_float, gather_batch, squared_distances, unit_vectors
 
 BLOCK = 512  # rows of a distance matrix held at once
 
@@ -253,3 +253,31 @@ def proxy_gap(proxy: ArrayLike, golden: ArrayLike) -> dict[str, Array]:
     onset = jnp.argmin(true).astype(jnp.int32)
     rise, drop = true[-1] - true[onset], near[onset] - near[-1]
     return {"onset": onset, "golden_rise": rise, "proxy_drop": drop, "hacked": (rise > 0) & (drop > 0)}
+
+
+def effective_rank(embeddings: ArrayLike, *, axis_name: str | None = None) -> Array:
+    r"""Over how many directions embeddings spread, :math:`\exp(-\sum_i p_i \log p_i)` with
+    :math:`p_i = \sigma_i^2 / \sum_j \sigma_j^2` of the singular values of normalised rows.
+
+    Args:
+      embeddings: [N, D], N >= 1; rows are normalised here, zeros stay. Not centred.
+      axis_name: inside `shard_map` or `pmap`, an axis over which rows are split.
+
+    Returns:
+      Scalar from 1 (one direction: collapse) to min(N, D); 0 where all rows are zeros.
+
+    Raises:
+      ValueError: not two axes, or empty.
+
+    References:
+      Roy and Vetterli, The Effective Rank (2007); in this form Moon et al., arXiv:2207.03552.
+    """
+    _checks.rank("embeddings", embeddings, 2)
+    if np.size(embeddings) == 0:
+        raise ValueError(f"embeddings must hold at least one row and feature, got shape {np.shape(embeddings)}")
+    z = unit_vectors(gather_batch(as_float(embeddings), axis_name))
+    squares = jnp.linalg.svd(z, compute_uv=False) ** 2
+    total = jnp.sum(squares)
+    share = squares / jnp.where(total == 0, 1.0, total)
+    entropy = -jnp.sum(share * jnp.log(jnp.where(share == 0, 1.0, share)))
+    return jnp.where(total == 0, 0.0, jnp.exp(entropy))

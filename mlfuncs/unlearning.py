@@ -10,7 +10,7 @@ from jax import Array
 from jax.typing import ArrayLike
 
 from mlfuncs import _checks, score_distillation
-from mlfuncs._arrays import as_float, expand_like
+from mlfuncs._arrays import as_float, example_keys, expand_like
 
 ConditionalDenoiser = Callable[[Array, Array, Array], Array]  # (x [B, ...], sigma [B], labels [B]) -> clean estimate
 
@@ -19,17 +19,12 @@ __all__ = ["override_labels", "sample_override_labels", "score_forgetting_loss"]
 
 def _check_labels(name: str, labels: ArrayLike) -> None:
     _checks.rank(name, labels, 1)
-    _check_integers(name, labels)
-
-
-def _check_integers(name: str, value: ArrayLike) -> None:
-    if not jnp.issubdtype(jnp.result_type(value), jnp.integer):
-        raise ValueError(f"{name} must hold integers, got {jnp.result_type(value)}")
+    _checks.integers(name, labels)
 
 
 def _check_class(name: str, value: ArrayLike) -> None:
     _checks.rank(name, value, 0)
-    _check_integers(name, value)
+    _checks.integers(name, value)
 
 
 def override_labels(labels: ArrayLike, forget_label: ArrayLike, *, override: ArrayLike) -> Array:
@@ -55,7 +50,7 @@ def override_labels(labels: ArrayLike, forget_label: ArrayLike, *, override: Arr
     _check_class("forget_label", forget_label)
     labels = jnp.asarray(labels)
     _checks.scalar_or_per_example("override", override, labels.shape[0])
-    _check_integers("override", override)
+    _checks.integers("override", override)
     if (
         _checks.is_concrete(override)
         and _checks.is_concrete(forget_label)
@@ -94,10 +89,7 @@ def sample_override_labels(
     _checks.count("num_classes", num_classes, 2)
     _checks.within("forget_label", forget_label, 0, num_classes - 1)
     labels = jnp.asarray(labels)
-    positions = jnp.arange(labels.shape[0])
-    if axis_name is not None:
-        positions = positions + jax.lax.axis_index(axis_name) * labels.shape[0]
-    keys = jax.vmap(jax.random.fold_in, in_axes=(None, 0))(key, positions)
+    keys = example_keys(key, labels.shape[0], axis_name)
     others = jax.vmap(lambda k: jax.random.randint(k, (), 0, num_classes - 1))(keys)
     others = others + (others >= forget_label)
     return jnp.where(labels == forget_label, others.astype(labels.dtype), labels)
@@ -176,8 +168,8 @@ def score_forgetting_loss(
     _checks.positive("sigma", sigma)
     for name, value in (("labels", labels), ("teacher_labels", teacher_labels), ("forget", forget)):
         _checks.per_example(name, value, x.shape[0])
-    _check_integers("labels", labels)
-    _check_integers("teacher_labels", teacher_labels)
+    _checks.integers("labels", labels)
+    _checks.integers("teacher_labels", teacher_labels)
     if jnp.result_type(forget) != jnp.bool_:
         raise ValueError(f"forget must be bool, got {jnp.result_type(forget)}")
     for name, value in (("remain_coefficient", remain_coefficient), ("forget_coefficient", forget_coefficient)):

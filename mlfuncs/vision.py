@@ -98,3 +98,73 @@ def mixup_coefficients(key: Array, batch: int, *, concentration: ArrayLike = 1.0
     values = each(for_value, lambda own: jax.random.beta(own, a, a))
     mixed = jnp.argsort(each(for_choice, jax.random.uniform))[: round(mixed_fraction * batch)]
     return jnp.ones(batch, jnp.float32).at[mixed].set(values[mixed])
+
+
+def _check_patch(patch: int, height: int, width: int) -> None:
+    _checks.count("patch", patch)
+    if height % patch or width % patch:
+        raise ValueError(f"patch must divide height and width, got {patch} for {height} x {width}")
+
+
+def patchify(x: ArrayLike, *, patch: int = 2, channels_last: bool = False) -> Array:
+    """Square patches of images as tokens, row by row. The inverse is `unpatchify`.
+
+    Args:
+      x: [B, H, W, C].
+      patch: p >= 1, side of a patch; divides H and W. Default 2, as in latent transformers.
+      channels_last: order of the values of a token: False is channels, rows, columns (ACE++ and other transformers of
+        latents), True is rows, columns, channels (masked autoencoders).
+
+    Returns:
+      [B, (H / p)(W / p), p * p * C], in the dtype of `x`.
+
+    Raises:
+      ValueError: not four axes, or `patch` does not divide both sides.
+
+    References:
+      Dosovitskiy et al., An Image is Worth 16x16 Words, arXiv:2010.11929; Mao et al., ACE++, arXiv:2501.02487.
+    """
+    _checks.rank("x", x, 4)
+    x = jnp.asarray(x)
+    batch, height, width, channels = x.shape
+    _check_patch(patch, height, width)
+    grid = x.reshape(batch, height // patch, patch, width // patch, patch, channels)
+    order = (0, 1, 3, 2, 4, 5) if channels_last else (0, 1, 3, 5, 2, 4)
+    return grid.transpose(order).reshape(batch, (height // patch) * (width // patch), patch * patch * channels)
+
+
+def unpatchify(tokens: ArrayLike, *, height: int, width: int, patch: int = 2, channels_last: bool = False) -> Array:
+    """Images from tokens: the inverse of `patchify`.
+
+    Args:
+      tokens: [B, N, p * p * C], N = (height / p)(width / p).
+      height: of the images.
+      width: of the images.
+      patch: p >= 1, side of a patch; divides both.
+      channels_last: order of the values of a token, as in `patchify`.
+
+    Returns:
+      [B, height, width, C], in the dtype of `tokens`.
+
+    Raises:
+      ValueError: not three axes, `patch` does not divide both sides, or a number or width of tokens that does not fit.
+
+    References:
+      Dosovitskiy et al., arXiv:2010.11929; Mao et al., arXiv:2501.02487.
+    """
+    _checks.rank("tokens", tokens, 3)
+    _checks.count("height", height)
+    _checks.count("width", width)
+    _check_patch(patch, height, width)
+    x = jnp.asarray(tokens)
+    rows, columns = height // patch, width // patch
+    if x.shape[1] != rows * columns:
+        raise ValueError(
+            f"tokens must be {rows} x {columns} for {height} x {width} in patches of {patch}, got {x.shape[1]}"
+        )
+    if x.shape[2] % patch**2:
+        raise ValueError(f"tokens must hold a multiple of {patch**2} values each, got {x.shape[2]}")
+    channels = x.shape[2] // patch**2
+    inside = (patch, patch, channels) if channels_last else (channels, patch, patch)
+    order = (0, 1, 3, 2, 4, 5) if channels_last else (0, 1, 4, 2, 5, 3)
+    return x.reshape(x.shape[0], rows, columns, *inside).transpose(order).reshape(x.shape[0], height, width, channels)

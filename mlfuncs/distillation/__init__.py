@@ -26,6 +26,7 @@ from mlfuncs.distillation.rankings import (
     teacher_ranking,
     weighted_list_likelihood,
 )
+from mlfuncs.distillation.relations import channel_correlation, similarity_preserving
 from mlfuncs.distillation.ridge import self_distilled_ridge
 from mlfuncs.distillation.sequences import choose_source, sequence_divergence
 from mlfuncs.distillation.verticals import multi_teacher, self_paced_logits, vertical_soft_targets
@@ -34,6 +35,7 @@ __all__ = [
     "align_gradients",
     "binary_kullback_leibler",
     "binary_kullback_leibler_difference",
+    "channel_correlation",
     "choose_source",
     "correlation",
     "decoupled",
@@ -57,6 +59,7 @@ __all__ = [
     "self_distilled_ridge",
     "self_paced_logits",
     "sequence_divergence",
+    "similarity_preserving",
     "sinkhorn",
     "soft_cross_entropy",
     "teacher_ranking",

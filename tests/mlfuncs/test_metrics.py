@@ -243,3 +243,34 @@ def test_proxy_gap_by_hand():
 def test_bad_hacking_curves(call, match):
     with pytest.raises(ValueError, match=match):
         call()
+
+
+def test_effective_rank_of_known_sets():
+    np.testing.assert_allclose(metrics.effective_rank(jnp.eye(4)), 4, rtol=1e-5)
+    np.testing.assert_allclose(metrics.effective_rank(jnp.ones((6, 4)) * jnp.arange(1.0, 7)[:, None]), 1, rtol=1e-5)
+    # Three rows along one axis, one along another: shares 3/4 and 1/4.
+    rows = jnp.array([[1.0, 0, 0], [2.0, 0, 0], [-5.0, 0, 0], [0, 0.1, 0]])
+    expected = np.exp(-0.75 * np.log(0.75) - 0.25 * np.log(0.25))
+    np.testing.assert_allclose(metrics.effective_rank(rows), expected, rtol=1e-5)
+    np.testing.assert_allclose(metrics.effective_rank(jnp.concatenate([rows, 0 * rows])), expected, rtol=1e-5)
+    assert metrics.effective_rank(0 * rows) == 0
+    assert np.isnan(metrics.effective_rank(rows * jnp.nan))
+
+
+def test_effective_rank_ignores_scales_rotations_and_order():
+    a = np.asarray(jax.random.normal(KEY, (16, 5)))
+    rank = metrics.effective_rank(a)
+    assert 1 < rank < 5
+    rotation = np.linalg.qr(np.asarray(jax.random.normal(jax.random.key(1), (5, 5))))[0]
+    scales = np.arange(1.0, 17)[:, None].astype(np.float32)
+    for other in (a * scales, a @ rotation, a[::-1], -a):
+        np.testing.assert_allclose(metrics.effective_rank(other), rank, rtol=1e-4)
+    np.testing.assert_allclose(sharded(partial(metrics.effective_rank, axis_name="data"), a), rank, rtol=1e-5)
+    for rows in (a, np.eye(5), np.zeros((3, 5)), np.ones((3, 5))):  # equal singular values, and ones of 0
+        assert np.all(np.isfinite(jax.grad(metrics.effective_rank)(jnp.asarray(rows, jnp.float32))))
+
+
+def test_effective_rank_of_nothing():
+    for empty in (jnp.ones((0, 3)), jnp.ones((3, 0)), jnp.ones(3)):
+        with pytest.raises(ValueError, match="embeddings"):
+            metrics.effective_rank(empty)

@@ -1,4 +1,4 @@
-"""Image operations: total variation by hand, invariances, edges."""
+"""Image operations: total variation by hand, invariances, edges; patches in both orders, there and back."""
 
 import jax
 import jax.numpy as jnp
@@ -87,6 +87,27 @@ def test_partial_mixup_mixes_an_exact_share():
     np.testing.assert_allclose(vision.mixup_coefficients(KEY, 8)[:3], vision.mixup_coefficients(KEY, 3), rtol=1e-6)
 
 
+def test_patches_by_hand():
+    # Pixel (row, column) of channel c is 100 c + 10 row + column.
+    rows, columns, channels = np.meshgrid(np.arange(2), np.arange(4), np.arange(2), indexing="ij")
+    image = jnp.asarray(100 * channels + 10 * rows + columns)[None]
+    by_channel = [[0, 1, 10, 11, 100, 101, 110, 111], [2, 3, 12, 13, 102, 103, 112, 113]]
+    by_pixel = [[0, 100, 1, 101, 10, 110, 11, 111], [2, 102, 3, 103, 12, 112, 13, 113]]
+    np.testing.assert_array_equal(vision.patchify(image), [by_channel])
+    np.testing.assert_array_equal(vision.patchify(image, channels_last=True), [by_pixel])
+
+
+@pytest.mark.parametrize("channels_last", [False, True])
+@pytest.mark.parametrize("patch", [1, 2])
+def test_patches_there_and_back(patch, channels_last):
+    x = jnp.arange(2 * 4 * 6 * 3, dtype=jnp.int32).reshape(2, 4, 6, 3)
+    tokens = vision.patchify(x, patch=patch, channels_last=channels_last)
+    assert tokens.shape == (2, 24 // patch**2, 3 * patch**2)
+    back = vision.unpatchify(tokens, height=4, width=6, patch=patch, channels_last=channels_last)
+    np.testing.assert_array_equal(back, x)
+    assert back.dtype == x.dtype
+
+
 @pytest.mark.parametrize(
     ("call", "match"),
     [
@@ -101,5 +122,22 @@ def test_partial_mixup_mixes_an_exact_share():
     ],
 )
 def test_bad_mixup(call, match):
+    with pytest.raises(ValueError, match=match):
+        call()
+
+
+@pytest.mark.parametrize(
+    ("call", "match"),
+    [
+        (lambda: vision.patchify(jnp.ones((1, 4, 6, 1)), patch=4), "4 for 4 x 6"),
+        (lambda: vision.patchify(jnp.ones((4, 6, 1))), "x must"),
+        (lambda: vision.patchify(jnp.ones((1, 4, 6, 1)), patch=0), "patch"),
+        (lambda: vision.unpatchify(jnp.ones((1, 5, 4)), height=4, width=6), "2 x 3.*got 5"),
+        (lambda: vision.unpatchify(jnp.ones((1, 6, 5)), height=4, width=6), "multiple of 4.*got 5"),
+        (lambda: vision.unpatchify(jnp.ones((1, 6, 4)), height=5, width=6), "2 for 5 x 6"),
+        (lambda: vision.unpatchify(jnp.ones((6, 4)), height=4, width=6), "tokens"),
+    ],
+)
+def test_bad_patches(call, match):
     with pytest.raises(ValueError, match=match):
         call()

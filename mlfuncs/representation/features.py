@@ -7,16 +7,9 @@ from jax import Array
 from jax.typing import ArrayLike
 
 from mlfuncs import _checks
-from mlfuncs._arrays import as_float, gather_batch, safe_sqrt, squared_distances, sum_over
+from mlfuncs._arrays import as_float, gather_batch, safe_sqrt, squared_distances, sum_over, unit_vectors
 
 BLOCK = 512  # rows of a distance matrix held at once
-LEAST_NORM = 1e-12
-
-
-def _unit(x: Array, axis: int) -> Array:
-    """x over its norm, at least 1e-12; 0, with a finite gradient, where x is 0."""
-    norm = safe_sqrt(jnp.sum(x * x, axis=axis, keepdims=True))
-    return x / jnp.where(norm < LEAST_NORM, LEAST_NORM, norm)
 
 
 def _product(a: Array, b: Array) -> Array:
@@ -59,7 +52,7 @@ def normalized_bottleneck(
     if np.shape(second_kernel)[0] != width:
         raise ValueError(f"second_kernel must have {width} rows, got shape {np.shape(second_kernel)}")
     hidden = _product(as_float(features), as_float(first_kernel)) + as_float(first_bias)
-    return _product(_unit(hidden, -1), _unit(as_float(second_kernel), 0))
+    return _product(unit_vectors(hidden), unit_vectors(as_float(second_kernel).T).T)
 
 
 def _centre(x: Array, axis_name: str | None) -> tuple[Array, Array, Array]:
