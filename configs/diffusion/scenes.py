@@ -22,7 +22,7 @@ def get_config() -> ml_collections.ConfigDict:
         token_depth=1,
         cross_attention_resolutions=(8, 4),
     )
-    config.condition = common.condition(guidance=2.0)
+    config.condition = common.condition(guidance=3.0)
     config.optimizer.warmup_steps = 200
     config.batch_size = 32
     config.steps = 20_000
