@@ -66,8 +66,6 @@ def get_config() -> ml_collections.ConfigDict:
             },
             "student": {"levels": 5, "batch": 8, "steps": 2},
         },
-        "search_steps": 2,
-        "learning_rates": (5e-3,),
         "targets": 8,
         "draws": 2,
     }
