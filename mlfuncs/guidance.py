@@ -132,7 +132,8 @@ def optimize_latent(
       optimizer: an optax transformation; None: Adam. One that mixes entries, such as clipping by global norm, makes
         examples depend on each other.
       renormalize: whether each latent is rescaled after every update to the norm that it began with: a latent that drifts
-        from it is no likely noise any more. Off, as in the paper.
+        from it is no likely noise any more. Off, as in the paper. Under Adam a control that no latent of that norm meets
+        then draws the latent to the sign pattern of its gradient, away from the best one of that norm; SGD finds it.
 
     Returns:
       {"latent": like `latent`, in at least float32, "losses": [num_steps, B], before each update}.

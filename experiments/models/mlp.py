@@ -1,6 +1,7 @@
 """A residual network of dense layers for small images, latents and points."""
 
 import math
+from typing import Any
 
 import jax.numpy as jnp
 from flax import nnx
@@ -27,7 +28,11 @@ class _Block(nnx.Module):
 
 
 class ResidualMLP(nnx.Module):
-    """x, c_noise -> like x. Any example shape; it is flattened inside."""
+    """x, c_noise -> like x. Any example shape; it is flattened inside.
+
+    With `target_condition` it is also told `c_target`, the level to which a trajectory model jumps; untrained, it is deaf to
+    that, so that it can start as the denoiser that it is distilled from.
+    """
 
     def __init__(
         self,
@@ -43,17 +48,15 @@ class ResidualMLP(nnx.Module):
         norm: str = "scaling",
         time_conditioning: str = "additive",
         class_condition: bool = False,
+        target_condition: bool = False,
         dtype: str = "float32",
     ):
         size, compute = math.prod(example_shape), jnp.dtype(dtype)
-        self.embed = layers.TimeEmbedding(
-            width,
-            features=fourier_features,
-            scale=fourier_scale,
-            num_classes=num_classes if class_condition else 0,
-            dtype=compute,
-            rngs=rngs,
-        )
+        fourier: dict[str, Any] = {"features": fourier_features, "scale": fourier_scale, "dtype": compute, "rngs": rngs}
+        self.embed = layers.TimeEmbedding(width, num_classes=num_classes if class_condition else 0, **fourier)
+        if target_condition:
+            self.embed_target = layers.TimeEmbedding(width, num_classes=0, **fourier)
+            self.target = nnx.Linear(width, width, use_bias=False, dtype=compute, kernel_init=layers.ZERO, rngs=rngs)
         self.first = nnx.Linear(size, width, dtype=compute, rngs=rngs)
         self.depth = depth
         for index in range(depth):
@@ -65,8 +68,18 @@ class ResidualMLP(nnx.Module):
         # Zero at first: the untrained model is its skip connection, the best linear guess at every level.
         self.last = nnx.Linear(width, size, dtype=compute, kernel_init=layers.ZERO, rngs=rngs)
 
-    def __call__(self, x: Array, c_noise: Array, *, labels: Array | None = None, keys: Array | None = None) -> Array:
+    def __call__(
+        self,
+        x: Array,
+        c_noise: Array,
+        *,
+        labels: Array | None = None,
+        c_target: Array | None = None,
+        keys: Array | None = None,
+    ) -> Array:
         embedding = self.embed(c_noise, labels)
+        if c_target is not None:
+            embedding = embedding + self.target(self.embed_target(c_target, None))
         h = self.first(x.reshape(x.shape[0], -1))
         for index in range(self.depth):
             h = getattr(self, f"block_{index}")(h, embedding, keys)

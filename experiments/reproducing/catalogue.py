@@ -80,6 +80,8 @@ def settings(config: ml_collections.ConfigDict, arm: str, *, smoke: bool) -> ml_
     merge(merged, arms(config)[arm], f"arm {arm!r}")
     if smoke:
         merge(merged, copy.deepcopy(config.smoke.to_dict()), "config.smoke")
+    if "cache_dir" in merged.shared:  # of a study whose `prepare` needs runs that are cached
+        merged.shared.cache_dir = config.cache_dir
     return merged
 
 

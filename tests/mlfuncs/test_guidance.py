@@ -156,6 +156,22 @@ def test_renormalised_latents_keep_their_norms():
     assert np.all(np.abs(norm(search(False)) - norm(latent)) > 0.5)
 
 
+def test_renormalised_adam_ends_at_signs_where_the_control_is_out_of_reach():
+    latent, direction = jax.random.normal(KEY, (2, 3, 64))
+    unit = lambda z: z / jnp.linalg.norm(z, axis=1, keepdims=True)  # noqa: E731
+    cosines = lambda a, b: np.sum(unit(a) * unit(b), axis=1)  # noqa: E731
+    search = lambda radius, **given: guidance.optimize_latent(  # noqa: E731
+        lambda z: z, squared(radius * unit(direction)), latent, num_steps=1000, renormalize=True, **given
+    )["latent"]
+    far, own = 400.0, jnp.linalg.norm(latent, axis=1, keepdims=True)  # 50 times the norms, and they themselves
+    adam = search(far, learning_rate=0.05)
+    assert np.all(cosines(adam, jnp.sign(far * unit(direction) - adam)) > 0.97)
+    assert np.all(cosines(adam, direction) < 0.87)
+    assert np.all(cosines(search(far, optimizer=optax.sgd(0.01)), direction) > 0.999)
+    # A control within reach leaves no gradient to follow.
+    assert np.all(cosines(search(own, learning_rate=0.05), direction) > 0.999)
+
+
 def test_a_search_through_one_step_serves_many():
     """Outpainting on an exact Gaussian trajectory: what one jump finds (its error halves a step), four levels decode."""
     spread = 0.5

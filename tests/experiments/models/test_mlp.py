@@ -89,6 +89,25 @@ def test_class_condition():
     assert np.abs(out[3] - other[3]).max() > 1e-3
 
 
+def test_target_condition():
+    told, plain = build("mlp", (6,), target_condition=True), build("mlp", (6,))
+    params, given, c_target = weights(told), inputs((6,)), np.linspace(-1, 1, 4)
+    assert names(params) - names(shapes(plain)) == {
+        "target/kernel",
+        *(f"embed_target/{layer}/{leaf}" for layer in ("first", "second") for leaf in ("kernel", "bias")),
+    }
+    apply = compiled(told)
+    out, other = apply(params, *given, c_target=c_target), apply(params, *given, c_target=changed(c_target, 1, 0.9))
+    change = np.abs(out - other).max(1)
+    assert change[1] > 1e-3
+    assert change[[0, 2, 3]].max() < 1e-5
+    # Untrained it is the network without; unless told, a trained one is too.
+    target = quickly(lambda key: told.init(key)["target"])(jax.random.key(0))
+    expected = compiled(plain)({name: params[name] for name in shapes(plain)}, *given)
+    np.testing.assert_allclose(apply({**params, "target": target}, *given, c_target=c_target), expected, rtol=1e-6)
+    np.testing.assert_allclose(apply(params, *given), expected, rtol=1e-6)
+
+
 def test_dropout():
     model, plain = build("mlp", (6,), dropout=0.5), build("mlp", (6,))
     params, (x, c_noise) = weights(model), inputs((6,))

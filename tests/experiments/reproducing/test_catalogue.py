@@ -55,6 +55,9 @@ def test_settings_of_an_arm_lie_over_those_of_the_paper():
     assert catalogue.settings(config, BASELINE, smoke=False).gain == 0.0
     assert config.settings.gain == 0.0
     assert settings.cache_dir == config.cache_dir
+    assert "cache_dir" not in settings.shared
+    cached = papers.config(cache_dir="/elsewhere", settings={"shared": {"offset": 1.0, "cache_dir": ""}, "gain": 0.0})
+    assert catalogue.settings(cached, METHOD, smoke=False).shared.cache_dir == "/elsewhere"
 
 
 def test_the_fingerprint_is_of_what_changes_numbers():
