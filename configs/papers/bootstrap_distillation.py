@@ -8,6 +8,7 @@ from configs.diffusion import digits
 from configs.papers.common import arm, check, paper
 
 BOOT, UNBOUND, REGRESSION = "bootstrap", "bootstrap without boundary", "regression to 4 steps"
+SCRATCH, SCRATCH_UNBOUND = "bootstrap from random weights", "bootstrap from random weights without boundary"
 ONE, FEW, MANY = "teacher, 1 step", "teacher, 4 steps", "teacher, 64 Heun steps"
 
 
@@ -38,13 +39,14 @@ def get_config() -> ml_collections.ConfigDict:
         "sampler": "student",
         "student": {
             "method": "bootstrap",
-            "steps": 4000,
+            "steps": 2000,
             "batch": 64,
             "learning_rate": 1e-3,  # falls to 0 along a cosine
             "delta": 0.04,
             "max_weight": 1e4,
             "boundary_weight": 1.0,
             "regression_steps": 4,
+            "from_teacher": True,  # the parameters at the start
         },
         "steps": 64,  # of the trajectories that errors are measured against, a multiple of 8
         "samples": 1797,  # as many as there are data
@@ -67,6 +69,8 @@ def get_config() -> ml_collections.ConfigDict:
         arm(ONE, sampler="one_step"),
         arm(FEW, sampler="few_steps"),
         arm(MANY, sampler="many_steps"),
+        arm(SCRATCH, student={"from_teacher": False}),
+        arm(SCRATCH_UNBOUND, student={"from_teacher": False, "boundary_weight": 0.0}),
     )
     distance, error, worst = "frechet_distance", "squared_error", "worst_error_ratio"
     every: Any = {"over": "every seed"}
@@ -77,6 +81,14 @@ def get_config() -> ml_collections.ConfigDict:
         check("without boundary the distance is 1.5 times as large", distance, UNBOUND, BOOT, at_least=1.5, **ratio),
     )
     config.side = (
+        check(
+            "from random weights, without boundary the distance is 1.5 times as large",
+            distance,
+            SCRATCH_UNBOUND,
+            SCRATCH,
+            at_least=1.5,
+            **ratio,
+        ),
         check("no farther than a student of the 4 steps", distance, BOOT, REGRESSION, at_most=1.0, **ratio),
         check("no farther than the teacher's 4 steps themselves", distance, BOOT, FEW, at_most=1.0, **ratio),
         check(

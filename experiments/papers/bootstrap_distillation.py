@@ -134,15 +134,19 @@ def _many_steps(config: ml_collections.ConfigDict, teacher: Teacher, noise: Arra
 
 
 def _distilled(config: ml_collections.ConfigDict, teacher: Teacher, noise: Array, truth: Array, key: Array) -> Array:
-    """A student trained by `config.student.method`, from the teacher's parameters."""
+    """A student trained by `config.student.method`."""
     del truth
     c = config.student
+    fit_key, init_key = jax.random.split(key)
+    start = teacher.run.state.average
+    if not c.from_teacher:
+        start = task.network(teacher.run.config, teacher.run.world).init(init_key)
     losses = {"bootstrap": _bootstrap_loss, "regression": _regression_loss}
     loss = partial(losses[c.method], c, teacher)
     optimizer = optax.adam(optax.cosine_decay_schedule(c.learning_rate, c.steps))
     rows = jnp.broadcast_to(jnp.arange(c.batch), (c.steps, c.batch))
     fit = jax.jit(lambda params, key: training.fit(loss, params, optimizer, rows, key)[0])
-    learnt = jax.jit(teacher.student(fit(teacher.run.state.average, key)))
+    learnt = jax.jit(teacher.student(fit(start, fit_key)))
     # The regression teaches one level alone, that from which the student knows the first estimate.
     levels = [teacher.top] if c.method == "regression" else teacher.grid[1:][teacher.measured]
     return jnp.stack([learnt(noise, jnp.full(len(noise), sigma)) for sigma in levels])
