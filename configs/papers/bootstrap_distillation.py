@@ -96,4 +96,14 @@ def get_config() -> ml_collections.ConfigDict:
         ),
         check("at most twice the distance of the teacher's 64 steps", distance, BOOT, MANY, at_most=2.0, **ratio),
     )
+    config.remarks = (
+        "The student beats the first estimate at six of the eight levels, not at 39 and 17.5, where the trajectory has "
+        "hardly left that estimate (errors 5e-5 to 4e-4) and the student is less exact (1e-3). The boundary loss makes no "
+        "difference, neither to a student with the teacher's weights, which knows the boundary from the start, nor to one "
+        "with random weights. Probably because near the top the teacher's estimate hardly depends on the signal: the "
+        "bootstrap loss, too, pulls the student there to that estimate. The student of the 4 steps has the smaller "
+        "squared error with two seeds of three, but samples almost four times as far from the data. Students learn with "
+        "one rate; none was searched. With half the steps, on another seed, the distances with and without boundary were "
+        "3.4 and 3.2. The seconds are those of a busy machine; the arms took 885 of one core."
+    )
     return config
