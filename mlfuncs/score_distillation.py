@@ -337,8 +337,7 @@ def score_mismatch(
 
 
 def _integer(name: str, value: ArrayLike, low: int) -> None:
-    if not jnp.issubdtype(jnp.result_type(value), jnp.integer):
-        raise ValueError(f"{name} must hold integers, got {value!r}")
+    _checks.integers(name, value)
     _checks.at_least(name, value, low)
 
 

@@ -9,7 +9,16 @@ from jax import Array
 from jax.typing import ArrayLike
 
 from mlfuncs import _checks
-from mlfuncs._arrays import as_float, gather_batch, gather_over, safe_sqrt, sum_over, vary_with
+from mlfuncs._arrays import (
+    as_float,
+    example_keys,
+    gather_batch,
+    gather_over,
+    safe_sqrt,
+    sum_over,
+    unit_vectors,
+    vary_with,
+)
 from mlfuncs.distillation import dual_head_probabilities
 from mlfuncs.distillation._rows import check_classes, check_labels, log_probabilities, over_rows
 
@@ -134,8 +143,7 @@ def keep_random(key: Array, size: int, *, fraction: float) -> Array:
     """
     _checks.count("size", size)
     _check_fraction(fraction)
-    draw = lambda index: jax.random.bits(jax.random.fold_in(key, index))  # noqa: E731
-    order = jnp.argsort(jax.vmap(draw)(jnp.arange(size)))
+    order = jnp.argsort(jax.vmap(jax.random.bits)(example_keys(key, size)))
     return order[: _kept_count(size, fraction)].astype(jnp.int32)
 
 
@@ -159,9 +167,8 @@ def keep_balanced(scores: ArrayLike, labels: ArrayLike, *, fraction: float) -> A
     _check_fraction(fraction)
     _check_scores(scores)
     _checks.per_example("labels", labels, np.shape(scores)[0])
+    _checks.integers("labels", labels)
     values, classes = np.asarray(scores, np.float64), np.asarray(labels)
-    if not np.issubdtype(classes.dtype, np.integer):
-        raise ValueError(f"labels must be integers, got {classes.dtype}")
     kept = []
     for label in np.unique(classes):
         members = np.flatnonzero(classes == label)
@@ -214,7 +221,7 @@ def farthest_first(
     if count > size:
         raise ValueError(f"count must be at most the number of candidates, {size}, got {count}")
     if metric == "cosine":
-        points, known = _directions(points), _directions(known)
+        points, known = unit_vectors(points), unit_vectors(known)
 
     def distance(centre: Array) -> Array:
         # Of one new centre at a time, by differences: inner products would lose the digits of near ones.
@@ -231,7 +238,7 @@ def farthest_first(
         first = nearest
     else:
         mean = sum_over(jnp.sum(points, axis=0), axis_name) / size
-        first = distance(_directions(mean[None])[0] if metric == "cosine" else mean)
+        first = distance(unit_vectors(mean) if metric == "cosine" else mean)
 
     def pick(state: tuple[Array, Array, Array], step: Array) -> tuple[tuple[Array, Array, Array], Array]:
         nearest, scores, free = state
@@ -243,11 +250,6 @@ def farthest_first(
     free = vary_with(jnp.ones(points.shape[0], bool), points)
     _, picks = jax.lax.scan(pick, (nearest, first, free), jnp.arange(count))
     return picks
-
-
-def _directions(x: Array) -> Array:
-    norm = jnp.sqrt(jnp.sum(x * x, axis=1, keepdims=True))
-    return x / jnp.where(norm < 1e-12, 1e-12, norm)
 
 
 def _global_rows(points: Array, axis_name: str | None) -> Array:

@@ -6,7 +6,7 @@ from jax import Array
 from jax.typing import ArrayLike
 
 from mlfuncs import _checks
-from mlfuncs._arrays import absolute, as_float, expand_like
+from mlfuncs._arrays import absolute, as_float, example_keys, expand_like
 
 
 def total_variation(images: ArrayLike) -> Array:
@@ -93,10 +93,9 @@ def mixup_coefficients(key: Array, batch: int, *, concentration: ArrayLike = 1.0
     if not 0 <= mixed_fraction <= 1:
         raise ValueError(f"mixed_fraction must be in [0, 1], got {mixed_fraction!r}")
     for_value, for_choice = jax.random.split(key)
-    each = lambda of, draw: jax.vmap(lambda i: draw(jax.random.fold_in(of, i)))(jnp.arange(batch))  # noqa: E731
     a = jnp.asarray(concentration, jnp.float32)
-    values = each(for_value, lambda own: jax.random.beta(own, a, a))
-    mixed = jnp.argsort(each(for_choice, jax.random.uniform))[: round(mixed_fraction * batch)]
+    values = jax.vmap(lambda own: jax.random.beta(own, a, a))(example_keys(for_value, batch))
+    mixed = jnp.argsort(jax.vmap(jax.random.uniform)(example_keys(for_choice, batch)))[: round(mixed_fraction * batch)]
     return jnp.ones(batch, jnp.float32).at[mixed].set(values[mixed])
 
 

@@ -30,9 +30,8 @@ def vertical_connection_mask(class_vertical: ArrayLike, *, num_verticals: int, w
       Gao et al., Knowledge Concentration, arXiv:1711.07607.
     """
     _checks.rank("class_vertical", class_vertical, 1)
+    _checks.integers("class_vertical", class_vertical)
     verticals = jnp.asarray(class_vertical)
-    if not jnp.issubdtype(verticals.dtype, jnp.integer):
-        raise ValueError(f"class_vertical must be integers, got {verticals.dtype}")
     _checks.count("num_verticals", num_verticals)
     _checks.count("width", width)
     _checks.count("shared", shared, 0)

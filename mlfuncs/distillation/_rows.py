@@ -37,9 +37,7 @@ def check_classes(name: str, logits: ArrayLike, least: int = 1) -> None:
 
 def check_integers(name: str, values: ArrayLike, count: int | None = None) -> Array:
     """Integers, in [0, count) where a count is given and they are concrete."""
-    kind = values.dtype if isinstance(values, jax.Array) else np.asarray(values).dtype
-    if not np.issubdtype(kind, np.integer):
-        raise ValueError(f"{name} must be integers, got {kind}")
+    _checks.integers(name, values)
     if count is not None:
         _checks.within(name, values, 0, count - 1)
     return jnp.asarray(values)

@@ -9,7 +9,7 @@ from jax import Array
 from jax.typing import ArrayLike
 
 from mlfuncs import _checks
-from mlfuncs._arrays import expand_like
+from mlfuncs._arrays import example_keys, expand_like
 from mlfuncs.distillation._rows import check_pair, check_temperature, log_probabilities, over_rows
 from mlfuncs.distillation.logits import check_mixture, jensen_shannon_rows, kl_rows
 
@@ -110,10 +110,8 @@ def choose_source(
             )
     if not leaves:
         return fresh
-    batch = np.shape(leaves[0])[0]
-    offset = 0 if axis_name is None else jax.lax.axis_index(axis_name) * batch
-    coin = lambda example: jax.random.uniform(jax.random.fold_in(key, example))  # noqa: E731
-    use_fresh = jax.vmap(coin)(offset + jnp.arange(batch)) < fresh_fraction
+    keys = example_keys(key, np.shape(leaves[0])[0], axis_name)
+    use_fresh = jax.vmap(jax.random.uniform)(keys) < fresh_fraction
 
     def choose(new: ArrayLike, old: ArrayLike) -> Array:
         new = jnp.asarray(new)

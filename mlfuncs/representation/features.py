@@ -131,11 +131,9 @@ def nearest_neighbor_predictions(
             f"test_features must have {np.shape(train_features)[1]} columns, got shape {np.shape(test_features)}"
         )
     _checks.per_example("train_labels", train_labels, np.shape(train_features)[0])
-    labels = jnp.asarray(train_labels)
-    if not jnp.issubdtype(labels.dtype, jnp.integer):
-        raise ValueError(f"train_labels must be integers, got {labels.dtype}")
+    _checks.integers("train_labels", train_labels)
     _checks.count("neighbors", neighbors)
-    labels = gather_batch(labels.astype(jnp.int32), axis_name)
+    labels = gather_batch(jnp.asarray(train_labels, jnp.int32), axis_name)
     known = gather_batch(jax.lax.stop_gradient(as_float(train_features)), axis_name)
     if neighbors > known.shape[0]:
         raise ValueError(

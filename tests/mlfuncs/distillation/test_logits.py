@@ -363,8 +363,8 @@ def test_bad_logits(loss):
     [
         (lambda: distillation.jensen_shannon(ONES, ONES, mixture=0.0), "mixture.*kullback_leibler"),
         (lambda: distillation.jensen_shannon(ONES, ONES, mixture=1.0), "mixture.*kullback_leibler"),
-        (lambda: distillation.knowledge_distillation(ONES, ONES, jnp.zeros(2)), "labels must be integers"),
-        (lambda: distillation.knowledge_distillation(ONES, ONES, jnp.zeros(2, bool)), "labels must be integers"),
+        (lambda: distillation.knowledge_distillation(ONES, ONES, jnp.zeros(2)), "labels must hold integers"),
+        (lambda: distillation.knowledge_distillation(ONES, ONES, jnp.zeros(2, bool)), "labels must hold integers"),
         (lambda: distillation.knowledge_distillation(ONES, ONES, LABELS[:1]), "labels must have shape"),
         (lambda: distillation.knowledge_distillation(ONES, ONES, LABELS + 3), r"labels must be in \[0, 2\]"),
         (lambda: distillation.knowledge_distillation(ONES, ONES, LABELS - 1), r"labels must be in \[0, 2\]"),
