@@ -6,7 +6,7 @@ What is frozen runs without a graph, so that neither side keeps anything for a g
 import itertools
 import math
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, TypeAlias
 
 import jax
 import ml_collections
@@ -16,7 +16,7 @@ import torch.nn.functional as F
 
 from experiments.benchmarks import torch_networks
 
-Tensor = torch.Tensor
+Tensor: TypeAlias = torch.Tensor
 Denoiser = Callable[..., Tensor]  # (x, sigma, labels or none, sigma_to or none) -> clean estimate
 SIGMA_DATA, SIGMA_MIN, SIGMA_MAX, SIGMA_INIT = 0.5, 0.002, 80.0, 2.5
 
