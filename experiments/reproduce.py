@@ -21,7 +21,7 @@ import ml_collections
 from absl import flags
 from ml_collections import config_flags
 
-from experiments.engine import command_line
+from experiments.engine import command_line, compiling
 from experiments.engine.errors import UserError, first_line
 
 _CONFIG = command_line.define_config()
@@ -33,6 +33,8 @@ _LIST = flags.DEFINE_boolean("list", False, "print the catalogue")
 
 
 def main() -> None:
+    if _SMOKE.value:
+        compiling.compile_quickly()
     from experiments.reproducing import catalogue, listing  # after the flags are parsed: a typing error answers at once
 
     given = sum(map(bool, (_CONFIG.value is not None, _ALL.value, _LIST.value)))

@@ -1,16 +1,13 @@
 """Eight virtual CPU devices for every test, and programs that compile fast, set before JAX starts."""
 
-import importlib.metadata
 import os
 
 import pytest
 
-flags = ["--xla_force_host_platform_device_count=8", "--xla_backend_optimization_level=0"]
-# Most of the suite's time goes to compiling small programs once. XLA ends the process at a flag that it does not know,
-# so this one is given to the releases that are known to have it alone.
-if importlib.metadata.version("jax").startswith("0.10."):
-    flags.append("--xla_cpu_use_fusion_emitters=false")
-os.environ["XLA_FLAGS"] = " ".join([os.environ.get("XLA_FLAGS", ""), *flags])
+from experiments.engine import compiling
+
+compiling.compile_quickly()  # most of the suite's time goes to compiling small programs once
+os.environ["XLA_FLAGS"] += " --xla_force_host_platform_device_count=8"
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
 

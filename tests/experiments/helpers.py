@@ -10,6 +10,8 @@ import jax
 import ml_collections
 import numpy as np
 
+from experiments.engine import compiling
+
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 SMALL_MLP = {"model.width": 16, "model.depth": 1}
 
@@ -42,7 +44,7 @@ def batch_of(world, indices: np.ndarray) -> dict[str, jax.Array]:
 
 def program(*arguments: str, timeout: float = 300, **environment: str) -> subprocess.CompletedProcess:
     """Runs `python -m experiments.<...>` as a user does, with one device."""
-    variables = {**os.environ, "XLA_FLAGS": "", **environment}
+    variables = {**os.environ, "XLA_FLAGS": compiling.quick_flags(), **environment}
     return subprocess.run(
         [sys.executable, "-m", *arguments], cwd=ROOT, env=variables, capture_output=True, text=True, timeout=timeout
     )

@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 
 from experiments import runs, tasks
-from experiments.engine import logs
+from experiments.engine import compiling, logs
 from experiments.engine.errors import UserError
 from tests.experiments.engine.test_loop import TASK, trained
 from tests.experiments.helpers import ROOT, SMALL_MLP, only_line, program, small
@@ -43,7 +43,10 @@ def flags(folder, name, **others):
 
 
 def started(folder, name, **others):
-    command, environment = [sys.executable, "-m", *flags(folder, name, **others)], {**os.environ, "XLA_FLAGS": ""}
+    command, environment = (
+        [sys.executable, "-m", *flags(folder, name, **others)],
+        {**os.environ, "XLA_FLAGS": compiling.quick_flags()},
+    )
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
     return subprocess.Popen(command, cwd=ROOT, env=environment, text=True, **pipes)
 

@@ -14,7 +14,7 @@ import pytest
 
 from configs import common
 from experiments import runs, tasks
-from experiments.engine import configuration, hosts, logs
+from experiments.engine import compiling, configuration, hosts, logs
 from tests.experiments.helpers import ROOT, SMALL_MLP, small
 from tests.experiments.image_sets import write_image_set
 
@@ -122,7 +122,8 @@ def start(folder):
         command = [sys.executable, "-m", "experiments.train", f"--config={folder / config}.py"]
         command += [f"--workdir={folder / name}", *(f"--config.{field}={value}" for field, value in fields.items())]
         command += [f"--coordinator=localhost:{port}", "--num-processes=2"]
-        environment = {**os.environ, "XLA_FLAGS": "--xla_force_host_platform_device_count=4", "JAX_PLATFORMS": "cpu"}
+        flags = f"{compiling.quick_flags()} --xla_force_host_platform_device_count=4"
+        environment = {**os.environ, "XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"}
         options = {"cwd": ROOT, "env": environment, "stderr": subprocess.PIPE, "text": True}
         for process in range(2):
             with (folder / f"{name}.{process}").open("w") as output:

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from experiments.engine import compiling
 from tests.experiments.helpers import ROOT, only_line, program, tiny_flags
 
 
@@ -20,7 +21,7 @@ def trained(tmp_path_factory):
     folder = tmp_path_factory.mktemp("programs")
     workdir, flags = folder / "run", tiny_flags(folder / "cache")
     command = [sys.executable, "-m", "experiments.train", *flags, f"--workdir={workdir}"]
-    environment = {**os.environ, "XLA_FLAGS": ""}
+    environment = {**os.environ, "XLA_FLAGS": compiling.quick_flags()}
     first = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True)
     deadline = time.time() + 240
     while not (workdir / "checkpoints" / "40").exists() and time.time() < deadline:
@@ -51,7 +52,7 @@ def test_a_signal_saves_and_says_how_to_go_on(trained, number):
     process = subprocess.Popen(
         command,
         cwd=ROOT,
-        env={**os.environ, "XLA_FLAGS": ""},
+        env={**os.environ, "XLA_FLAGS": compiling.quick_flags()},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,

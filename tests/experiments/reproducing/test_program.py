@@ -10,6 +10,7 @@ import textwrap
 import pytest
 from rich.console import Console
 
+from experiments.engine import compiling
 from experiments.reproducing import catalogue, program
 from experiments.reproducing.results import FILE, Results
 from tests.experiments.helpers import ROOT
@@ -95,7 +96,7 @@ def test_a_kill_at_any_moment_loses_no_more_than_the_seed_at_hand(tmp_path):
     for life, moment in enumerate(("run", "write", "replace", "never"), start=1):
         done = subprocess.run(
             [sys.executable, "-c", textwrap.dedent(KILLED), str(tmp_path), moment],
-            cwd=ROOT, env={**os.environ, "XLA_FLAGS": ""}, capture_output=True, text=True, timeout=300,
+            cwd=ROOT, env={**os.environ, "XLA_FLAGS": compiling.quick_flags()}, capture_output=True, text=True, timeout=300,
         )  # fmt: skip
         assert done.returncode == (0 if moment == "never" else -signal.SIGKILL), done.stderr
         arms = json.loads((tmp_path / FILE).read_text())["arms"]
