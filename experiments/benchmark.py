@@ -2,7 +2,7 @@
 
 usage: python -m experiments.benchmark SUBJECT [SUBJECT ...] [--out=FILE.json]
 
-subjects: consistency, dropout, few_step, scale
+subjects: consistency, distillation, dropout, few_step, scale
 """
 
 import importlib
@@ -17,7 +17,7 @@ from rich.table import Table
 from experiments.engine import command_line
 from experiments.engine.errors import UserError, unknown
 
-SUBJECTS = ("consistency", "dropout", "few_step", "scale")
+SUBJECTS = ("consistency", "distillation", "dropout", "few_step", "scale")
 
 
 def main() -> None:

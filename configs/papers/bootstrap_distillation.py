@@ -72,6 +72,7 @@ def get_config() -> ml_collections.ConfigDict:
         arm(SCRATCH, student={"from_teacher": False}),
         arm(SCRATCH_UNBOUND, student={"from_teacher": False, "boundary_weight": 0.0}),
     )
+    config.smoke_arms = (BOOT, REGRESSION, ONE, MANY)
     distance, error, worst = "frechet_distance", "squared_error", "worst_error_ratio"
     every: Any = {"over": "every seed"}
     ratio: Any = {"compare": "ratio", **every}

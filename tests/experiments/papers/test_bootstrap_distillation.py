@@ -119,7 +119,7 @@ def test_what_is_refused(field, value, says):
         study.run(config, jax.random.key(0))
 
 
-def test_a_smoke_run_of_all_arms(tmp_path):
+def test_a_smoke_run(tmp_path):
     found = smoke("bootstrap_distillation", tmp_path)
     first, last = found["teacher, 1 step"]["0"], found["teacher, 64 Heun steps"]["0"]
     assert first["worst_error_ratio"] == 1
