@@ -4,6 +4,7 @@ from mlfuncs.distillation.active import dual_head_objective, dual_head_probabili
 from mlfuncs.distillation.batches import correlation, sinkhorn
 from mlfuncs.distillation.deviations import divide_by_deviation, mixup_objective, scaled_by_deviation
 from mlfuncs.distillation.exits import enhanced_target_cross_entropy, multi_exit
+from mlfuncs.distillation.features import feature_and_output, normalized_feature
 from mlfuncs.distillation.heads import (
     align_gradients,
     binary_kullback_leibler,
@@ -44,6 +45,7 @@ __all__ = [
     "dual_head_objective",
     "dual_head_probabilities",
     "enhanced_target_cross_entropy",
+    "feature_and_output",
     "interpolate_parameters",
     "jensen_shannon",
     "knowledge_distillation",
@@ -51,6 +53,7 @@ __all__ = [
     "mixup_objective",
     "multi_exit",
     "multi_teacher",
+    "normalized_feature",
     "perturb_parameters",
     "plackett_luce",
     "plackett_luce_gradient",
