@@ -4,7 +4,7 @@ from mlfuncs.distillation.active import dual_head_objective, dual_head_probabili
 from mlfuncs.distillation.batches import correlation, sinkhorn
 from mlfuncs.distillation.deviations import divide_by_deviation, mixup_objective, scaled_by_deviation
 from mlfuncs.distillation.exits import enhanced_target_cross_entropy, multi_exit
-from mlfuncs.distillation.features import feature_and_output, normalized_feature
+from mlfuncs.distillation.features import cosine_distance, feature_and_output, layer_transfer, normalized_feature
 from mlfuncs.distillation.heads import (
     align_gradients,
     binary_kullback_leibler,
@@ -39,6 +39,7 @@ __all__ = [
     "channel_correlation",
     "choose_source",
     "correlation",
+    "cosine_distance",
     "decoupled",
     "divide_by_deviation",
     "dual_head",
@@ -50,6 +51,7 @@ __all__ = [
     "jensen_shannon",
     "knowledge_distillation",
     "kullback_leibler",
+    "layer_transfer",
     "mixup_objective",
     "multi_exit",
     "multi_teacher",

@@ -10,7 +10,7 @@ from jax import Array
 from jax.typing import ArrayLike
 
 from mlfuncs import _checks
-from mlfuncs._arrays import as_float, per_example_axes
+from mlfuncs._arrays import as_float, per_example_axes, unit_vectors
 from mlfuncs.robust import mean_squared
 
 
@@ -120,3 +120,63 @@ def feature_and_output(
         raise ValueError(f"student_features must hold {batch} examples as student_output, got {features.shape[0]}")
     outputs = normalized_feature([student_output], [teacher_output], exponent=0.0)
     return as_float(task_loss) + output_weight * outputs + feature_weight * features
+
+
+def cosine_distance(prediction: ArrayLike, target: ArrayLike, *, eps: float = 1e-6) -> Array:
+    r"""Cosine distance over the last axis, :math:`1 - \frac{p \cdot t}{\max(\|p\|, \epsilon) \max(\|t\|, \epsilon)}`.
+
+    Args:
+      prediction: [..., D], D >= 1.
+      target: like `prediction`. A constant: no gradient passes.
+      eps: > 0, least norm. Default 1e-6, as in the authors' code. A vector of zeros is at distance 1 from all.
+
+    Returns:
+      [...] in [0, 2], in at least float32.
+
+    Raises:
+      ValueError: shapes differ, no last axis or an empty one, or eps <= 0.
+
+    References:
+      Costanzino et al., Learning to Be a Transformer to Pinpoint Anomalies, arXiv:2407.04092.
+    """
+    _checks.same_shape("prediction", prediction, "target", target)
+    if np.ndim(prediction) < 1 or np.shape(prediction)[-1] == 0:
+        raise ValueError(f"prediction must have at least one value on its last axis, got shape {np.shape(prediction)}")
+    _checks.positive("eps", eps)
+    constant = unit_vectors(jax.lax.stop_gradient(as_float(target)), eps)
+    return 1 - jnp.sum(unit_vectors(as_float(prediction), eps) * constant, axis=-1)
+
+
+def layer_transfer(
+    forward_prediction: ArrayLike, backward_prediction: ArrayLike, early: ArrayLike, late: ArrayLike
+) -> Array:
+    r"""The loss of two small students that learn to turn one layer of a frozen transformer into another, and back.
+
+    .. math:: \overline{1 - \cos(F(e), l)} + \overline{1 - \cos(G(l), e)}
+
+    Trained on faultless images alone, both fail where a patch is not as usual: `vision.transfer_anomaly_map`. The two
+    share nothing and train in one step. The paper takes blocks 7 and 11 of a ViT-B/14, after the last LayerNorm, without
+    class and register tokens.
+
+    Args:
+      forward_prediction: F(e) [B, P, D], the late layer from the early one.
+      backward_prediction: G(l) [B, P, D], the early layer from the late one.
+      early: e [B, P, D], P >= 1 patches. A constant: no gradient passes.
+      late: l [B, P, D]. A constant.
+
+    Returns:
+      [B] in [0, 4], in at least float32; means are over patches.
+
+    Raises:
+      ValueError: not three axes, shapes that differ, or no patch.
+
+    References:
+      Costanzino et al., arXiv:2407.04092.
+    """
+    _checks.rank("forward_prediction", forward_prediction, 3)
+    for name, value in (("backward_prediction", backward_prediction), ("early", early), ("late", late)):
+        _checks.same_shape("forward_prediction", forward_prediction, name, value)
+    if np.shape(early)[1] == 0:
+        raise ValueError(f"early must hold at least one patch, got shape {np.shape(early)}")
+    forward, backward = cosine_distance(forward_prediction, late), cosine_distance(backward_prediction, early)
+    return jnp.mean(forward, axis=1) + jnp.mean(backward, axis=1)

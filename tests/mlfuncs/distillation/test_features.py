@@ -59,9 +59,41 @@ def test_the_three_terms_add_up():
     np.testing.assert_array_equal(frozen, 0)
 
 
+PATCHES = jax.random.normal(KEYS[0], (4, 2, 6, 3))  # both predictions, the early and the late layer
+
+
+def test_cosine_distance_by_hand():
+    rows = jnp.array([[3.0, 0.0], [0.0, 2.0], [-1.0, 0.0], [0.0, 0.0], [1.0, 1.0]])
+    expected = [0.0, 1.0, 2.0, 1.0, 1 - np.sqrt(0.5)]
+    np.testing.assert_allclose(
+        distillation.cosine_distance(rows, jnp.tile(jnp.array([5.0, 0.0]), (5, 1))), expected, 1e-6
+    )
+    # Below eps a norm counts as eps.
+    np.testing.assert_allclose(distillation.cosine_distance(jnp.array([0.5, 0]), jnp.array([1.0, 0]), eps=1.0), 0.5)
+
+
+def test_transfer_of_layers_is_both_ways_and_a_mean_over_patches():
+    forward, backward, early, late = PATCHES
+    value = distillation.layer_transfer(forward, backward, early, late)
+    both = distillation.cosine_distance(forward, late) + distillation.cosine_distance(backward, early)
+    np.testing.assert_allclose(value, both.mean(1), rtol=1e-6)
+    np.testing.assert_allclose(distillation.layer_transfer(2 * late, 3 * early, early, late), 0, atol=1e-6)
+    gradients = jax.grad(lambda *x: distillation.layer_transfer(*x).sum(), argnums=(0, 1, 2, 3))(*PATCHES)
+    assert all(float(jnp.abs(gradient).max()) > 0 for gradient in gradients[:2])
+    np.testing.assert_array_equal(jnp.stack(gradients[2:]), 0)
+    for edge in (jnp.zeros_like(late), late):
+        assert np.all(np.isfinite(jax.grad(lambda f: distillation.layer_transfer(f, f, early, late).sum())(edge)))
+
+
 @pytest.mark.parametrize(
     ("call", "match"),
     [
+        (lambda: distillation.cosine_distance(jnp.ones((2, 3)), jnp.ones(3)), r"\(2, 3\) and \(3,\)"),
+        (lambda: distillation.cosine_distance(jnp.ones((2, 0)), jnp.ones((2, 0))), "last axis"),
+        (lambda: distillation.cosine_distance(jnp.ones(2), jnp.ones(2), eps=0.0), "eps"),
+        (lambda: distillation.layer_transfer(*PATCHES[:3], PATCHES[3, :1]), "late"),
+        (lambda: distillation.layer_transfer(*PATCHES[:, 0]), "forward_prediction"),
+        (lambda: distillation.layer_transfer(*PATCHES[:, :, :0]), "at least one patch"),
         (lambda: distillation.normalized_feature([], []), "at least one stage"),
         (lambda: distillation.normalized_feature(STUDENT, [*TEACHER.values()]), "teacher_features must be a tree like"),
         (lambda: distillation.normalized_feature([jnp.ones((2, 3))], [jnp.ones((2, 4))]), r"\(2, 3\) and \(2, 4\)"),
