@@ -245,3 +245,60 @@ def negative_offset_attention(
         offset += _match_norm(_merge_heads(_attend(query, extra_key, extra_value)), norm, *extra)
         dtypes.append(extra_value)
     return (base + expand_like(as_float(strength), offset) * offset).astype(_result_dtype(*dtypes))
+
+
+def _check_dense(params: dict[str, Any], name: str, inputs: int, outputs: int) -> tuple[Array, Array]:
+    layer = params.get(name, {})
+    if set(layer) != {"kernel", "bias"}:
+        raise ValueError(f"params must hold {name!r} with a kernel and a bias, got {sorted(layer)}")
+    if jnp.shape(layer["kernel"]) != (inputs, outputs) or jnp.shape(layer["bias"]) != (outputs,):
+        raise ValueError(
+            f"params[{name!r}] must be a kernel {(inputs, outputs)} and a bias {(outputs,)}, "
+            f"got {jnp.shape(layer['kernel'])} and {jnp.shape(layer['bias'])}"
+        )
+    return as_float(layer["kernel"]), as_float(layer["bias"])
+
+
+def feature_gate(params: dict[str, Any], features: ArrayLike, *, heads: int) -> Array:
+    """A soft mask of features that they choose themselves, by self-attention between them.
+
+    Each of the d features becomes a token of width h by one dense layer from all of them; tokens attend to one another and
+    each gives the logit of its mask. Features of a frozen network times this mask, with the mask alone trained, make a
+    teacher that speaks the student's language (a specialised teacher). The first layer holds d^2 h weights: for d up to
+    about 128. For maps mask channels: pool them first.
+
+    Args:
+      params: {"embed": {"kernel" [d, d h], "bias" [d h]}, "query", "key", "value", "out": {"kernel" [h, h], "bias" [h]},
+        "score": {"kernel" [h, 1], "bias" [1]}}. The paper has h = floor(d / (2 heads)) heads.
+      features: f [B, d].
+      heads: >= 1, divides h. The paper has 3.
+
+    Returns:
+      mask [B, d] in (0, 1), in the precision of `features`.
+
+    Raises:
+      ValueError: features not [B, d], a layer that is missing or does not fit, or heads that do not divide h.
+
+    References:
+      Li et al., MST-Distill: Mixture of Specialized Teachers for Cross-Modal Knowledge Distillation, arXiv:2507.07015.
+    """
+    _checks.rank("features", features, 2)
+    _checks.count("heads", heads)
+    batch, tokens = jnp.shape(features)
+    width = jnp.shape(params["score"]["kernel"])[0] if "score" in params else 0
+    if width == 0 or width % heads:
+        raise ValueError(f"heads must divide the width of a token, params['score']'s {width} inputs, got {heads}")
+    layers = {"embed": _check_dense(params, "embed", tokens, tokens * width)}
+    layers |= {name: _check_dense(params, name, width, width) for name in ("query", "key", "value", "out")}
+    layers["score"] = _check_dense(params, "score", width, 1)
+
+    def dense(name: str, x: Array) -> Array:
+        kernel, bias = layers[name]
+        return x @ kernel + bias
+
+    x = dense("embed", as_float(features)).reshape(batch, tokens, width)
+    query, key, value = (
+        jnp.moveaxis(dense(name, x).reshape(batch, tokens, heads, -1), 2, 1) for name in ("query", "key", "value")
+    )
+    scores = dense("score", dense("out", _merge_heads(_attend(query, key, value))))[..., 0]
+    return jax.nn.sigmoid(scores).astype(_result_dtype(features))

@@ -30,12 +30,14 @@ from mlfuncs.distillation.rankings import (
 from mlfuncs.distillation.relations import channel_correlation, similarity_preserving
 from mlfuncs.distillation.ridge import self_distilled_ridge
 from mlfuncs.distillation.sequences import choose_source, sequence_divergence
+from mlfuncs.distillation.specialists import blended_teachers, load_balance, mutual, routed_teachers
 from mlfuncs.distillation.verticals import multi_teacher, self_paced_logits, vertical_soft_targets
 
 __all__ = [
     "align_gradients",
     "binary_kullback_leibler",
     "binary_kullback_leibler_difference",
+    "blended_teachers",
     "channel_correlation",
     "choose_source",
     "correlation",
@@ -52,14 +54,17 @@ __all__ = [
     "knowledge_distillation",
     "kullback_leibler",
     "layer_transfer",
+    "load_balance",
     "mixup_objective",
     "multi_exit",
     "multi_teacher",
+    "mutual",
     "normalized_feature",
     "perturb_parameters",
     "plackett_luce",
     "plackett_luce_gradient",
     "reverse_kullback_leibler",
+    "routed_teachers",
     "scaled_by_deviation",
     "self_distilled_ridge",
     "self_paced_logits",
