@@ -359,3 +359,32 @@ def _region_scores(scores: np.ndarray, defects: np.ndarray, size_range: tuple[fl
     if not regions:
         raise ValueError(f"masks must hold a defect of {low} to {high} pixels, got none")
     return regions
+
+
+def smallest_sufficient_prefix(accuracies: ArrayLike, costs: ArrayLike, *, target: ArrayLike) -> tuple[Array, Array]:
+    """The fewest members of an ordered ensemble that reach a target together, and what they cost.
+
+    Args:
+      accuracies: [K], K >= 1, of the first 1, 2, ..., K members together. They need not rise.
+      costs: [K] >= 0, of each member alone, such as FLOPs.
+      target: a scalar (may be traced).
+
+    Returns:
+      (k, cost): int32, 0 if no prefix reaches the target, and the sum of the costs of the first k.
+
+    Raises:
+      ValueError: not one axis, lengths that differ, empty, or concrete negative costs.
+
+    References:
+      Medina et al., Mamba base PKD for efficient knowledge compression, arXiv:2503.01727.
+    """
+    _checks.rank("accuracies", accuracies, 1)
+    _checks.same_shape("accuracies", accuracies, "costs", costs)
+    _checks.rank("target", target, 0)
+    _checks.non_negative("costs", costs)
+    if np.size(accuracies) == 0:
+        raise ValueError("accuracies must hold at least one prefix, got none")
+    enough = as_float(accuracies) >= target
+    count = jnp.where(jnp.any(enough), jnp.argmax(enough) + 1, 0).astype(jnp.int32)
+    used = jnp.arange(enough.shape[0]) < count
+    return count, jnp.sum(jnp.where(used, as_float(costs), 0.0))

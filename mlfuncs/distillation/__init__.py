@@ -21,6 +21,7 @@ from mlfuncs.distillation.logits import (
     total_variation,
 )
 from mlfuncs.distillation.parameters import interpolate_parameters, perturb_parameters
+from mlfuncs.distillation.prefixes import hard_soft, prefix_ensemble, remaining_error_weights
 from mlfuncs.distillation.rankings import (
     plackett_luce,
     plackett_luce_gradient,
@@ -49,6 +50,7 @@ __all__ = [
     "dual_head_probabilities",
     "enhanced_target_cross_entropy",
     "feature_and_output",
+    "hard_soft",
     "interpolate_parameters",
     "jensen_shannon",
     "knowledge_distillation",
@@ -63,6 +65,8 @@ __all__ = [
     "perturb_parameters",
     "plackett_luce",
     "plackett_luce_gradient",
+    "prefix_ensemble",
+    "remaining_error_weights",
     "reverse_kullback_leibler",
     "routed_teachers",
     "scaled_by_deviation",

@@ -332,3 +332,18 @@ def test_bad_regions(changes, match):
     arguments = {"maps": np.ones((1, 2, 2)), "masks": np.array([[[1, 0], [0, 0]]]), **changes}
     with pytest.raises(ValueError, match=match):
         metrics.per_region_overlap_area(**arguments)
+
+
+def test_the_smallest_prefix_that_is_good_enough():
+    accuracies, costs = jnp.array([0.5, 0.8, 0.7, 0.9]), jnp.array([1.0, 2.0, 4.0, 8.0])
+    for target, expected in ((0.4, (1, 1)), (0.75, (2, 3)), (0.8, (2, 3)), (0.85, (4, 15)), (0.95, (0, 0))):
+        found = metrics.smallest_sufficient_prefix(accuracies, costs, target=target)
+        assert (int(found[0]), float(found[1])) == expected
+        assert jax.jit(metrics.smallest_sufficient_prefix)(accuracies, costs, target=target)[0] == expected[0]
+    for bad, match in (
+        ((accuracies, costs[:3]), r"\(4,\) and \(3,\)"),
+        ((accuracies[:0], costs[:0]), "at least one"),
+        ((accuracies, -costs), "costs"),
+    ):
+        with pytest.raises(ValueError, match=match):
+            metrics.smallest_sufficient_prefix(*bad, target=0.5)
