@@ -28,7 +28,7 @@ from mlfuncs.distillation.rankings import (
     teacher_ranking,
     weighted_list_likelihood,
 )
-from mlfuncs.distillation.relations import channel_correlation, similarity_preserving
+from mlfuncs.distillation.relations import channel_correlation, self_attention_relation, similarity_preserving
 from mlfuncs.distillation.ridge import self_distilled_ridge
 from mlfuncs.distillation.sequences import choose_source, sequence_divergence
 from mlfuncs.distillation.specialists import blended_teachers, load_balance, mutual, routed_teachers
@@ -70,6 +70,7 @@ __all__ = [
     "reverse_kullback_leibler",
     "routed_teachers",
     "scaled_by_deviation",
+    "self_attention_relation",
     "self_distilled_ridge",
     "self_paced_logits",
     "sequence_divergence",

@@ -2,6 +2,7 @@
 
 import math
 
+import numpy as np
 import pytest
 
 from mlfuncs import architecture_search, sparsity
@@ -46,3 +47,17 @@ def test_bad_sizes_of_layers():
     for density in (-0.1, 1.1):
         with pytest.raises(ValueError, match="density"):
             architecture_search.layer_flops((2, 3), 1, density)
+
+
+def test_parameters_of_transformers():
+    count = architecture_search.transformer_parameter_count
+    # H = 2, one layer, all heads, R = 1, no embeddings: attention 4 + 12 + 12, feed-forward 8 + 2 + 6, top 4 + 4.
+    assert count(1, 12, 2, 1.0, embeddings=0) == 28 + 16 + 8
+    assert 108e6 < count(12, 12, 768, 4) < 111e6  # BERT-base
+    heads = np.array([7, 10])
+    np.testing.assert_allclose(count(4, heads, 128, 2.0), [count(4, h, 128, 2.0) for h in (7, 10)])
+    for bad, match in (((0, 7, 128, 2.0), "layers"), ((4, 7, -1, 2.0), "hidden"), ((4, 7, 128, 0.0), "ratio")):
+        with pytest.raises(ValueError, match=match):
+            count(*bad)
+    with pytest.raises(ValueError, match="max_heads"):
+        count(4, 7, 128, 2.0, max_heads=0)
