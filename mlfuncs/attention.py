@@ -12,9 +12,10 @@ from jax import Array
 from jax.typing import ArrayLike
 
 from mlfuncs import _checks
-from mlfuncs._arrays import as_float, expand_like, float_dtype, per_example_axes, safe_sqrt
+from mlfuncs._arrays import as_float, expand_like, float_dtype, per_example_axes, safe_sqrt, vary_with
 
 EPS = 1e-12  # norms at most this count as zero
+CHUNK = 128  # steps of a selective scan that are held at once
 
 
 def _check_tokens(query: ArrayLike, key: ArrayLike, value: ArrayLike, prefix: str = "") -> None:
@@ -245,3 +246,181 @@ def negative_offset_attention(
         offset += _match_norm(_merge_heads(_attend(query, extra_key, extra_value)), norm, *extra)
         dtypes.append(extra_value)
     return (base + expand_like(as_float(strength), offset) * offset).astype(_result_dtype(*dtypes))
+
+
+def _check_dense(params: dict[str, Any], name: str, inputs: int, outputs: int) -> tuple[Array, Array]:
+    layer = params.get(name, {})
+    if set(layer) != {"kernel", "bias"}:
+        raise ValueError(f"params must hold {name!r} with a kernel and a bias, got {sorted(layer)}")
+    if jnp.shape(layer["kernel"]) != (inputs, outputs) or jnp.shape(layer["bias"]) != (outputs,):
+        raise ValueError(
+            f"params[{name!r}] must be a kernel {(inputs, outputs)} and a bias {(outputs,)}, "
+            f"got {jnp.shape(layer['kernel'])} and {jnp.shape(layer['bias'])}"
+        )
+    return as_float(layer["kernel"]), as_float(layer["bias"])
+
+
+def feature_gate(params: dict[str, Any], features: ArrayLike, *, heads: int) -> Array:
+    """A soft mask of features that they choose themselves, by self-attention between them.
+
+    Each of the d features becomes a token of width h by one dense layer from all of them; tokens attend to one another and
+    each gives the logit of its mask. Features of a frozen network times this mask, with the mask alone trained, make a
+    teacher that speaks the student's language (a specialised teacher). The first layer holds d^2 h weights: for d up to
+    about 128. For maps mask channels: pool them first.
+
+    Args:
+      params: {"embed": {"kernel" [d, d h], "bias" [d h]}, "query", "key", "value", "out": {"kernel" [h, h], "bias" [h]},
+        "score": {"kernel" [h, 1], "bias" [1]}}. The paper has h = floor(d / (2 heads)) heads.
+      features: f [B, d].
+      heads: >= 1, divides h. The paper has 3.
+
+    Returns:
+      mask [B, d] in (0, 1), in the precision of `features`.
+
+    Raises:
+      ValueError: features not [B, d], a layer that is missing or does not fit, or heads that do not divide h.
+
+    References:
+      Li et al., MST-Distill: Mixture of Specialized Teachers for Cross-Modal Knowledge Distillation, arXiv:2507.07015.
+    """
+    _checks.rank("features", features, 2)
+    _checks.count("heads", heads)
+    batch, tokens = jnp.shape(features)
+    width = jnp.shape(params["score"]["kernel"])[0] if "score" in params else 0
+    if width == 0 or width % heads:
+        raise ValueError(f"heads must divide the width of a token, params['score']'s {width} inputs, got {heads}")
+    layers = {"embed": _check_dense(params, "embed", tokens, tokens * width)}
+    layers |= {name: _check_dense(params, name, width, width) for name in ("query", "key", "value", "out")}
+    layers["score"] = _check_dense(params, "score", width, 1)
+
+    def dense(name: str, x: Array) -> Array:
+        kernel, bias = layers[name]
+        return x @ kernel + bias
+
+    x = dense("embed", as_float(features)).reshape(batch, tokens, width)
+    query, key, value = (
+        jnp.moveaxis(dense(name, x).reshape(batch, tokens, heads, -1), 2, 1) for name in ("query", "key", "value")
+    )
+    scores = dense("score", dense("out", _merge_heads(_attend(query, key, value))))[..., 0]
+    return jax.nn.sigmoid(scores).astype(_result_dtype(features))
+
+
+def selective_scan(
+    x: ArrayLike,
+    delta: ArrayLike,
+    a: ArrayLike,
+    b: ArrayLike,
+    c: ArrayLike,
+    *,
+    skip: ArrayLike | None = None,
+    gate: ArrayLike | None = None,
+    delta_bias: ArrayLike | None = None,
+    delta_softplus: bool = True,
+    initial_state: ArrayLike | None = None,
+    return_state: bool = False,
+) -> Array | tuple[Array, Array]:
+    r"""The selective state space of Mamba: a linear recurrence whose step size, input and output depend on the token.
+
+    .. math:: h_t = e^{\Delta_t A} \circ h_{t-1} + (\Delta_t x_t) \otimes B_t, \quad y_t = h_t C_t + D \circ x_t
+
+    with :math:`\Delta_t = \mathrm{softplus}(\delta_t + \mathrm{bias})`, and y times silu(gate) at the end. A is discretised
+    exactly, B by an Euler step, as in the official code. An associative scan in float32 inside chunks of 128 steps, one
+    after the other and computed again in the backward pass: logarithmic depth inside a chunk, and of the states
+    [B, L, D, N] only one chunk is held.
+
+    Args:
+      x: [B, L, D], L >= 1.
+      delta: [B, L, D], before bias and softplus.
+      a: A [D, N]. Mamba has -exp(A_log); entries above 0 make the state grow.
+      b: [B, L, N].
+      c: [B, L, N].
+      skip: D [D]; None: without that term.
+      gate: [B, L, D]; None: without.
+      delta_bias: [D]; None: 0.
+      delta_softplus: whether step sizes go through softplus.
+      initial_state: [B, D, N]; None: zeros.
+      return_state: whether the last state is returned too.
+
+    Returns:
+      y [B, L, D] in the precision of `x`, or (y, state [B, D, N] in at least float32).
+
+    Raises:
+      ValueError: shapes that do not fit.
+
+    References:
+      Gu and Dao, Mamba: Linear-Time Sequence Modeling with Selective State Spaces, arXiv:2312.00752.
+    """
+    _check_scan(x, delta, a, b, c, skip, gate, delta_bias, initial_state)
+    steps = as_float(delta) if delta_bias is None else as_float(delta) + as_float(delta_bias)
+    steps = jax.nn.softplus(steps) if delta_softplus else steps
+    inputs, rates = as_float(x), as_float(a)
+    start = jnp.zeros((inputs.shape[0], *rates.shape), jnp.result_type(inputs, rates, steps))
+    if initial_state is not None:
+        start = as_float(initial_state).astype(start.dtype)
+    y, state = _chunked_scan(steps, steps * inputs, rates, as_float(b), as_float(c), start)
+    y = y if skip is None else y + as_float(skip) * inputs
+    y = y if gate is None else y * jax.nn.silu(as_float(gate))
+    y = y.astype(float_dtype(jnp.asarray(x)))
+    return (y, state) if return_state else y
+
+
+def _check_scan(
+    x: ArrayLike,
+    delta: ArrayLike,
+    a: ArrayLike,
+    b: ArrayLike,
+    c: ArrayLike,
+    skip: ArrayLike | None,
+    gate: ArrayLike | None,
+    delta_bias: ArrayLike | None,
+    initial_state: ArrayLike | None,
+) -> None:
+    _checks.rank("x", x, 3)
+    _checks.rank("a", a, 2)
+    (batch, length, width), size = jnp.shape(x), jnp.shape(a)[1]
+    if length == 0:
+        raise ValueError(f"x must hold at least one step, got shape {jnp.shape(x)}")
+    expected = {
+        "delta": (delta, (batch, length, width)),
+        "a": (a, (width, size)),
+        "b": (b, (batch, length, size)),
+        "c": (c, (batch, length, size)),
+        "skip": (skip, (width,)),
+        "gate": (gate, (batch, length, width)),
+        "delta_bias": (delta_bias, (width,)),
+        "initial_state": (initial_state, (batch, width, size)),
+    }
+    for name, (value, shape) in expected.items():
+        if value is not None and jnp.shape(value) != shape:
+            raise ValueError(f"{name} must have shape {shape} for x {jnp.shape(x)}, got {jnp.shape(value)}")
+
+
+def _chunked_scan(steps: Array, scaled: Array, rates: Array, b: Array, c: Array, start: Array) -> tuple[Array, Array]:
+    """y [B, L, D] and the last state, chunk by chunk."""
+
+    def joined(first: tuple[Array, Array], second: tuple[Array, Array]) -> tuple[Array, Array]:
+        return second[0] * first[0], second[0] * first[1] + second[1]
+
+    @jax.checkpoint
+    def chunk(state: Array, values: tuple[Array, Array, Array, Array]) -> tuple[Array, Array]:
+        step, scaled_input, into, out = values
+        decay = jnp.exp(step[..., None] * rates)
+        added = scaled_input[..., None] * into[:, :, None, :]
+        decays, states = jax.lax.associative_scan(joined, (decay, added), axis=1)
+        states = states + decays * state[:, None]
+        return states[:, -1], jnp.einsum("bldn,bln->bld", states, out, precision=jax.lax.Precision.HIGHEST)
+
+    batch, length, width = steps.shape
+    chunks = -(-length // CHUNK)
+    rest = -length % chunks
+    arrays = (steps, scaled, b, c)
+    for array in (*arrays, rates):
+        start = vary_with(start, array)  # the carry of a loop must vary over every mesh axis that its values do
+
+    def split(array: Array) -> Array:
+        # Steps of size 0 leave the state as it is.
+        array = jnp.pad(array, ((0, 0), (0, rest), (0, 0)))
+        return jnp.moveaxis(array.reshape(batch, chunks, -1, array.shape[-1]), 1, 0)
+
+    state, y = jax.lax.scan(chunk, start, tuple(split(array) for array in arrays))
+    return jnp.moveaxis(y, 0, 1).reshape(batch, -1, width)[:, :length], state

@@ -1,5 +1,7 @@
 """Measurements of how far one set of examples lies from another, and how widely one spreads."""
 
+from collections.abc import Sequence
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -281,3 +283,108 @@ def effective_rank(embeddings: ArrayLike, *, axis_name: str | None = None) -> Ar
     share = squares / jnp.where(total == 0, 1.0, total)
     entropy = -jnp.sum(share * jnp.log(jnp.where(share == 0, 1.0, share)))
     return jnp.where(total == 0, 0.0, jnp.exp(entropy))
+
+
+def per_region_overlap_area(
+    maps: ArrayLike,
+    masks: ArrayLike,
+    *,
+    limits: Sequence[float] = (0.3, 0.1, 0.05, 0.01),
+    num_thresholds: int = 99,
+    size_range: tuple[float, float] | None = None,
+) -> np.ndarray:
+    """Area under the curve of per-region overlap against false positive rate (AUPRO), for maps of anomalies.
+
+    Thresholds are scores of normal pixels at equally spaced places of their order, which gives the rate; the overlap is the
+    share of pixels strictly above the threshold, a mean over defects (8-connected components), so that small ones count
+    as much as large ones. On the host, in NumPy and SciPy: it is not traced.
+
+    Args:
+      maps: [B, H, W] scores, higher where more anomalous.
+      masks: [B, H, W] of 0 and 1, 1 on defects. Images without any are fine.
+      limits: rates in (0, 1] up to which the area is taken, then divided by them. Default the paper's.
+      num_thresholds: >= 2. Default 99, as in the authors' code.
+      size_range: (low, high) in pixels, both included: of the defects, only those count. Normal pixels are always all. None:
+        all defects.
+
+    Returns:
+      float64 [len(limits)] in [0, 1]. A score that ties with a threshold is not above it: constant maps get about 0.
+
+    Raises:
+      ValueError: not three axes, shapes that differ, masks other than 0 and 1, NaN among the scores, limits or thresholds
+        out of range, no defect of the range of sizes, or no normal pixel.
+
+    References:
+      Costanzino et al., Learning to Be a Transformer to Pinpoint Anomalies, arXiv:2407.04092; Bergmann et al., The MVTec
+      Anomaly Detection Dataset (2021).
+    """
+    _checks.rank("maps", maps, 3)
+    _checks.same_shape("maps", maps, "masks", masks)
+    scores, defects = np.asarray(maps, np.float64), np.asarray(masks)
+    if not np.all((defects == 0) | (defects == 1)):
+        raise ValueError("masks must hold 0 and 1 alone")
+    _checks.not_nan("maps", scores)
+    for limit in limits:
+        if not 0 < limit <= 1:
+            raise ValueError(f"limits must be in (0, 1], got {limit!r}")
+    _checks.count("num_thresholds", num_thresholds, 2)
+    regions = _region_scores(scores, defects, size_range)
+    normal = np.sort(scores[defects == 0])
+    if normal.size == 0:
+        raise ValueError("masks must leave at least one normal pixel")
+    places = np.linspace(0, normal.size - 1, num_thresholds).astype(int)[::-1]
+    rates = np.append(1 - (places + 1) / normal.size, 1.0)
+    above = [1 - np.searchsorted(region, normal[places], side="right") / region.size for region in regions]
+    overlaps = np.append(np.mean(above, axis=0), 1.0)
+
+    def area(limit: float) -> float:
+        within = rates < limit
+        x = np.append(rates[within], limit)
+        y = np.append(overlaps[within], np.interp(limit, rates, overlaps))
+        return float(np.sum(np.diff(x) * (y[1:] + y[:-1]) / 2) / limit)
+
+    return np.array([area(limit) for limit in limits])
+
+
+def _region_scores(scores: np.ndarray, defects: np.ndarray, size_range: tuple[float, float] | None) -> list[np.ndarray]:
+    """The sorted scores of each 8-connected component whose size is in the range."""
+    from scipy import ndimage  # here, so that `import mlfuncs` costs no more than `import jax`
+
+    low, high = (0, np.inf) if size_range is None else size_range
+    regions = []
+    for image, mask in zip(scores, defects, strict=True):
+        labels, count = ndimage.label(mask, structure=np.ones((3, 3)))
+        found = [np.sort(image[labels == label]) for label in range(1, count + 1)]
+        regions += [region for region in found if low <= region.size <= high]
+    if not regions:
+        raise ValueError(f"masks must hold a defect of {low} to {high} pixels, got none")
+    return regions
+
+
+def smallest_sufficient_prefix(accuracies: ArrayLike, costs: ArrayLike, *, target: ArrayLike) -> tuple[Array, Array]:
+    """The fewest members of an ordered ensemble that reach a target together, and what they cost.
+
+    Args:
+      accuracies: [K], K >= 1, of the first 1, 2, ..., K members together. They need not rise.
+      costs: [K] >= 0, of each member alone, such as FLOPs.
+      target: a scalar (may be traced).
+
+    Returns:
+      (k, cost): int32, 0 if no prefix reaches the target, and the sum of the costs of the first k.
+
+    Raises:
+      ValueError: not one axis, lengths that differ, empty, or concrete negative costs.
+
+    References:
+      Medina et al., Mamba base PKD for efficient knowledge compression, arXiv:2503.01727.
+    """
+    _checks.rank("accuracies", accuracies, 1)
+    _checks.same_shape("accuracies", accuracies, "costs", costs)
+    _checks.rank("target", target, 0)
+    _checks.non_negative("costs", costs)
+    if np.size(accuracies) == 0:
+        raise ValueError("accuracies must hold at least one prefix, got none")
+    enough = as_float(accuracies) >= target
+    count = jnp.where(jnp.any(enough), jnp.argmax(enough) + 1, 0).astype(jnp.int32)
+    used = jnp.arange(enough.shape[0]) < count
+    return count, jnp.sum(jnp.where(used, as_float(costs), 0.0))

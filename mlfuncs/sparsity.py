@@ -272,3 +272,40 @@ def nuclear_norm_subgradient(matrix: ArrayLike) -> Array:
     """
     _checks.rank("matrix", matrix, 2)
     return _polar(as_float(matrix))
+
+
+def leading_slice(params: Any, shapes: Any) -> Any:
+    """The parameters of a smaller network that shares the first rows and columns of a larger one's.
+
+    Args:
+      params: a tree of arrays.
+      shapes: a tree of the same structure with a shape, a tuple of Python integers, in the place of each array.
+
+    Returns:
+      a tree like `params`, each array cut to its first entries along every axis.
+
+    Raises:
+      ValueError: another structure, another number of axes, or a size below 1 or above the array's.
+
+    References:
+      Xu et al., AutoDistil: Few-shot Task-agnostic Neural Architecture Search for Distilling Large Language Models,
+      arXiv:2201.12507.
+    """
+    structure: Any  # its class has no types
+    leaves, structure = jax.tree.flatten(params)
+    try:
+        wanted = structure.flatten_up_to(shapes)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"shapes must be a tree like params with a shape for each array: {error}") from error
+
+    def cut(array: ArrayLike, shape: Sequence[int]) -> Array:
+        own = np.shape(array)
+        if not isinstance(shape, (tuple, list)) or len(shape) != len(own):
+            raise ValueError(f"shapes must hold a shape of {len(own)} sizes for an array of shape {own}, got {shape!r}")
+        for size, most in zip(shape, own, strict=True):
+            _checks.count("a size in shapes", size)
+            if size > most:
+                raise ValueError(f"shapes must be at most those of the arrays, got {tuple(shape)} of {own}")
+        return jnp.asarray(array)[tuple(slice(size) for size in shape)]
+
+    return structure.unflatten([cut(array, shape) for array, shape in zip(leaves, wanted, strict=True)])

@@ -1,12 +1,16 @@
 """Image operations."""
 
+import math
+from collections.abc import Sequence
+
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 from jax.typing import ArrayLike
 
 from mlfuncs import _checks
-from mlfuncs._arrays import absolute, as_float, example_keys, expand_like
+from mlfuncs._arrays import absolute, as_float, example_keys, expand_like, safe_sqrt, unit_vectors
 
 
 def total_variation(images: ArrayLike) -> Array:
@@ -167,3 +171,113 @@ def unpatchify(tokens: ArrayLike, *, height: int, width: int, patch: int = 2, ch
     inside = (patch, patch, channels) if channels_last else (channels, patch, patch)
     order = (0, 1, 3, 2, 4, 5) if channels_last else (0, 1, 4, 2, 5, 3)
     return x.reshape(x.shape[0], rows, columns, *inside).transpose(order).reshape(x.shape[0], height, width, channels)
+
+
+def transfer_anomaly_map(
+    forward_prediction: ArrayLike,
+    backward_prediction: ArrayLike,
+    early: ArrayLike,
+    late: ArrayLike,
+    *,
+    grid: tuple[int, int],
+) -> Array:
+    r"""Where an image is not as usual: both students of `distillation.layer_transfer` miss the layer that they predict.
+
+    .. math:: \|u(G(l)) - u(e)\|_2 \cdot \|u(F(e)) - u(l)\|_2, \quad u(x) = x / \max(\|x\|_2, 10^{-12})
+
+    The product is a logical and: one student's mistake alone does not count. For a map in pixels the paper enlarges it
+    bilinearly (`jax.image.resize`) to a square of the longer side of the image, blurs it by `box_blur` and crops its centre
+    to the image; exact for square images alone. The image's score is `top_fraction_mean`.
+
+    Args:
+      forward_prediction: F(e) [B, P, D].
+      backward_prediction: G(l) [B, P, D].
+      early: e [B, P, D].
+      late: l [B, P, D].
+      grid: (h, w), h * w = P patches, row by row.
+
+    Returns:
+      [B, h, w] in [0, 4], in at least float32, with finite gradients.
+
+    Raises:
+      ValueError: not three axes, shapes that differ, or a grid of another number of patches.
+
+    References:
+      Costanzino et al., Learning to Be a Transformer to Pinpoint Anomalies, arXiv:2407.04092.
+    """
+    _checks.rank("forward_prediction", forward_prediction, 3)
+    for name, value in (("backward_prediction", backward_prediction), ("early", early), ("late", late)):
+        _checks.same_shape("forward_prediction", forward_prediction, name, value)
+    if len(grid) != 2:
+        raise ValueError(f"grid must be (height, width), got {grid!r}")
+    for size in grid:
+        _checks.count("a side of grid", size)
+    batch, patches = np.shape(early)[:2]
+    if math.prod(grid) != patches:
+        raise ValueError(f"grid must have {patches} places, one a patch, got {grid[0]} x {grid[1]}")
+
+    def apart(first: ArrayLike, second: ArrayLike) -> Array:
+        gap = unit_vectors(as_float(first)) - unit_vectors(as_float(second))
+        return safe_sqrt(jnp.sum(gap**2, axis=-1))
+
+    return (apart(backward_prediction, early) * apart(forward_prediction, late)).reshape(batch, *grid)
+
+
+def box_blur(maps: ArrayLike, *, sizes: Sequence[int] = (5, 5, 5, 5, 5, 7, 7, 7)) -> Array:
+    """Means over square windows, one after another: near a Gaussian of variance sum (k^2 - 1) / 12.
+
+    Outside the map is 0, and a window at the border is divided by its whole area all the same: the rim darkens.
+
+    Args:
+      maps: [B, H, W].
+      sizes: sides of the windows in their order, odd. Default five of 5 and three of 7, as in the authors' code. None: the
+        maps as they are.
+
+    Returns:
+      [B, H, W], in at least float32.
+
+    Raises:
+      ValueError: not three axes, or a size that is even or below 1.
+
+    References:
+      Costanzino et al., arXiv:2407.04092.
+    """
+    _checks.rank("maps", maps, 3)
+    x = as_float(maps)
+    for size in sizes:
+        _checks.count("a size in sizes", size)
+        if size % 2 == 0:
+            raise ValueError(f"sizes must be odd, got {size}")
+        for window in ((1, size, 1), (1, 1, size)):
+            x = jax.lax.reduce_window(x, np.zeros((), x.dtype), jax.lax.add, window, (1, 1, 1), "SAME") / size
+    return x
+
+
+def top_fraction_mean(maps: ArrayLike, *, fraction: float = 0.001) -> Array:
+    r"""Mean of the largest pixels of each map, :math:`K = \max(1, \lfloor f H W \rfloor)` of them: a score for the image.
+
+    Args:
+      maps: [B, H, W], H W >= 1.
+      fraction: f in (0, 1], a Python number. Default 0.001, the paper's. The official code has no maximum with 1 and gives
+        NaN for maps below 1000 pixels.
+
+    Returns:
+      [B], in at least float32.
+
+    Raises:
+      ValueError: not three axes, no pixel, or a fraction outside (0, 1].
+
+    References:
+      Costanzino et al., arXiv:2407.04092.
+    """
+    _checks.rank("maps", maps, 3)
+    x = as_float(maps)
+    x = x.reshape(x.shape[0], x.shape[1] * x.shape[2])
+    if x.shape[1] == 0:
+        raise ValueError(f"maps must hold at least one pixel each, got shape {np.shape(maps)}")
+    if not _checks.is_concrete(fraction):
+        raise ValueError("fraction decides a count and must be a Python number, got a traced value")
+    if not 0 < fraction <= 1:
+        raise ValueError(f"fraction must be in (0, 1], got {fraction!r}")
+    # A product that only rounding keeps below a whole number is that number.
+    return jnp.mean(jax.lax.top_k(x, max(1, math.floor(fraction * x.shape[1] + 1e-6)))[0], axis=1)

@@ -13,22 +13,26 @@ from experiments.engine.task import Axes
 from experiments.models.autoencoder import Autoencoder
 from experiments.models.classifier import Classifier
 from experiments.models.dit import DiT
+from experiments.models.mamba import Mamba
 from experiments.models.mlp import ResidualMLP
 from experiments.models.perceptron import Perceptron
 from experiments.models.recurrent import Recurrent
 from experiments.models.transformer import Transformer
 from experiments.models.unet import UNet
+from experiments.models.vit import VisionTransformer
 from mlfuncs import diffusion
 
 MODELS: dict[str, Any] = {
     "autoencoder": Autoencoder,
     "classifier": Classifier,
     "dit": DiT,
+    "mamba": Mamba,
     "mlp": ResidualMLP,
     "perceptron": Perceptron,
     "recurrent": Recurrent,
     "transformer": Transformer,
     "unet": UNet,
+    "vit": VisionTransformer,
 }
 GIVEN = {
     "self",
@@ -56,6 +60,7 @@ POSITIVE: dict[str, type] = {
     "heads": int,
     "latent": int,
     "patch": int,
+    "states": int,
     "token_width": int,
     "width": int,
     "widths": int,

@@ -1,4 +1,7 @@
-"""Distillation losses on relations inside a layer: between the examples of a batch, and between channels."""
+"""Distillation losses on relations inside a layer: between the examples of a batch, channels or tokens."""
+
+import functools
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
@@ -8,6 +11,7 @@ from jax.typing import ArrayLike
 
 from mlfuncs import _checks
 from mlfuncs._arrays import as_float, gather_batch, safe_sqrt, sum_over
+from mlfuncs.distillation.logits import kullback_leibler
 
 TINY = 1e-30  # below any norm that counts, for a division by it
 
@@ -122,3 +126,112 @@ def channel_correlation(student_features: ArrayLike, teacher_features: ArrayLike
 
     difference = correlations(student_features) - jax.lax.stop_gradient(correlations(teacher_features))
     return jnp.sum(difference**2, axis=(1, 2)) / difference.shape[-1]
+
+
+def self_attention_relation(
+    student_projections: Sequence[ArrayLike],
+    teacher_projections: Sequence[ArrayLike],
+    *,
+    relation_heads: int = 12,
+    mask: ArrayLike | None = None,
+    weights: Sequence[float] | ArrayLike = (1.0, 1.0, 1.0),
+    divergence: str = "kl",
+) -> Array:
+    r"""How differently student and teacher relate tokens to tokens: by their queries, by their keys and by their values.
+
+    .. math:: \sum_X \beta_X \frac{1}{A n} \sum_{a, t} KL(R^T_{X,a,t} \| R^S_{X,a,t}), \quad
+              R_{X,a} = \mathrm{softmax}(X_a X_a^\top / \sqrt d)
+
+    for X of Q, K and V, split into A relation heads of width d = floor(D / A); what remains of D is dropped. Widths of the
+    two may differ, and heads need not be those of the student's attention. The paper takes the last layer alone.
+
+    Args:
+      student_projections: (q, k, v), each [B, L, D_s], L >= 1.
+      teacher_projections: (q, k, v), each [B, L, D_t]. Constants: no gradient passes.
+      relation_heads: A in [1, min(D_s, D_t)]. Default 12, the teacher's.
+      mask: bool [B, L], False for padding, which counts neither as query nor as key; None: all are tokens.
+      weights: beta [3] of Q, K and V. Default 1 each.
+      divergence: "kl", or "mse": the mean squared difference of :math:`X_a X_a^\top / \sqrt d` over heads and
+        pairs of tokens, of the released code.
+
+    Returns:
+      [B] values >= 0, in at least float32; 0 for "kl" of a single token, and where a traced mask has no token.
+
+    Raises:
+      ValueError: not three projections each, batches or lengths that differ, more heads than columns, another divergence, or
+        a concrete mask with a row without tokens.
+
+    References:
+      Xu et al., AutoDistil, arXiv:2201.12507; Wang et al., MiniLMv2, arXiv:2012.15828.
+    """
+    _checks.one_of("divergence", divergence, ("kl", "mse"))
+    _checks.count("relation_heads", relation_heads)
+    student, teacher = (
+        _check_projections(name, projections, relation_heads)
+        for name, projections in (
+            ("student_projections", student_projections),
+            ("teacher_projections", teacher_projections),
+        )
+    )
+    batch, length = student[0].shape[:2]
+    if teacher[0].shape[:2] != (batch, length):
+        raise ValueError(
+            f"teacher_projections must hold {batch} x {length} tokens as student_projections, got {teacher[0].shape[:2]}"
+        )
+    if np.shape(weights) != (3,):
+        raise ValueError(f"weights must be three, of queries, keys and values, got {weights!r}")
+    valid = _check_tokens(mask, batch, length)
+    share = jnp.asarray(weights)
+
+    def one(own: Array, given: Array) -> Array:
+        s = _relation_scores(own, relation_heads)
+        t = jax.lax.stop_gradient(_relation_scores(given, relation_heads))
+        return _relation_divergence(s, t, valid, divergence)
+
+    return functools.reduce(jnp.add, (share[i] * one(student[i], teacher[i]) for i in range(3)))
+
+
+def _check_projections(name: str, projections: Sequence[ArrayLike], heads: int) -> list[Array]:
+    if len(projections) != 3:
+        raise ValueError(f"{name} must be three: queries, keys and values, got {len(projections)}")
+    arrays = [as_float(projection) for projection in projections]
+    for array in arrays:
+        _checks.rank(f"an array of {name}", array, 3)
+        if array.shape != arrays[0].shape or array.shape[1] == 0:
+            raise ValueError(f"{name} must have one shape [B, L, D], L >= 1, got {[x.shape for x in arrays]}")
+    if heads > arrays[0].shape[2]:
+        raise ValueError(f"relation_heads must be at most the width of {name}, {arrays[0].shape[2]}, got {heads}")
+    return arrays
+
+
+def _check_tokens(mask: ArrayLike | None, batch: int, length: int) -> Array:
+    if mask is None:
+        return jnp.ones((batch, length), bool)
+    valid = jnp.asarray(mask)
+    if valid.shape != (batch, length) or valid.dtype != jnp.bool_:
+        raise ValueError(f"mask must be bool of shape {(batch, length)}, got {valid.dtype} of shape {valid.shape}")
+    if _checks.is_concrete(valid) and not bool(jnp.all(jnp.any(valid, axis=1))):
+        raise ValueError("mask must keep at least one token of each example")
+    return valid
+
+
+def _relation_scores(projection: Array, heads: int) -> Array:
+    """[B, A, L, L]: inner products of tokens in each relation head, over the root of its width."""
+    batch, length, columns = projection.shape
+    width = columns // heads
+    split = projection[..., : heads * width].reshape(batch, length, heads, width)
+    return jnp.einsum("blad,bmad->balm", split, split, precision=jax.lax.Precision.HIGHEST) / width**0.5
+
+
+def _relation_divergence(student: Array, teacher: Array, valid: Array, divergence: str) -> Array:
+    """[B] means over heads and tokens of the divergence of scores [B, A, L, L]."""
+    count = jnp.maximum(jnp.sum(valid, axis=1), 1)
+    queries, keys = valid[:, None, :, None], valid[:, None, None, :]
+    if divergence == "mse":
+        gaps = jnp.where(queries & keys, student - teacher, 0.0) ** 2
+        return jnp.sum(jnp.mean(gaps, axis=1), axis=(1, 2)) / count**2
+    # Padded queries see every key: their rows are left out below, and must be finite until then.
+    seen = keys | ~queries
+    s, t = (jnp.where(seen, scores, -jnp.inf) for scores in (student, teacher))
+    rows = jnp.where(valid[:, None], kullback_leibler(s, t), 0.0)
+    return jnp.sum(jnp.mean(rows, axis=1), axis=1) / count

@@ -290,3 +290,48 @@ def test_what_negative_offset_attention_refuses():
             call(**{name: jnp.ones(4)})
     with pytest.raises(ValueError, match="strength must be a scalar or have shape"):
         call(strength=jnp.ones(3))
+
+
+def gate_params(key, features, width):
+    layer = lambda key, n, m: {  # noqa: E731
+        "kernel": jax.random.normal(key, (n, m)) / n**0.5,
+        "bias": jax.random.normal(key, (m,)) / 4,
+    }
+    keys = jax.random.split(key, 6)
+    inner = {name: layer(k, width, width) for name, k in zip(("query", "key", "value", "out"), keys, strict=False)}
+    return {"embed": layer(keys[4], features, features * width), **inner, "score": layer(keys[5], width, 1)}
+
+
+def test_feature_gate_in_numpy():
+    params, features = gate_params(jax.random.key(0), 5, 4), jax.random.normal(jax.random.key(1), (3, 5))
+    dense = lambda name, x: x @ np.asarray(params[name]["kernel"]) + np.asarray(params[name]["bias"])  # noqa: E731
+    expected = []
+    for row in np.asarray(features):
+        x = dense("embed", row).reshape(5, 4)
+        q, k, v = (dense(name, x) for name in ("query", "key", "value"))
+        heads = []
+        for own in (slice(0, 2), slice(2, 4)):
+            weights = np.exp(q[:, own] @ k[:, own].T / np.sqrt(2))
+            heads.append(weights / weights.sum(1, keepdims=True) @ v[:, own])
+        expected.append(1 / (1 + np.exp(-dense("score", dense("out", np.concatenate(heads, 1)))[:, 0])))
+    gate = attention.feature_gate(params, features, heads=2)
+    np.testing.assert_allclose(gate, expected, rtol=1e-4)
+    np.testing.assert_allclose(attention.feature_gate(params, features[1:2], heads=2), gate[1:2], rtol=1e-5)
+    assert attention.feature_gate(params, features.astype(jnp.bfloat16), heads=2).dtype == jnp.bfloat16
+    zeros = jax.tree.map(jnp.zeros_like, params)
+    np.testing.assert_array_equal(attention.feature_gate(zeros, features, heads=1), 0.5)
+
+
+def test_what_feature_gates_refuse():
+    params, features = gate_params(jax.random.key(0), 5, 4), jnp.ones((3, 5))
+    for changed, given, heads, match in (
+        (params, features, 3, "heads must divide"),
+        (params, features[0], 2, "features"),
+        (params, features[:, :4], 2, "embed"),
+        ({**params, "out": {"kernel": jnp.ones((4, 4))}}, features, 2, "'out' with a kernel and a bias"),
+        ({**params, "key": {"kernel": jnp.ones((4, 3)), "bias": jnp.ones(3)}}, features, 2, r"\(4, 3\)"),
+        ({name: layer for name, layer in params.items() if name != "value"}, features, 2, "'value'"),
+        ({}, features, 2, "heads must divide"),
+    ):
+        with pytest.raises(ValueError, match=match):
+            attention.feature_gate(changed, given, heads=heads)

@@ -274,3 +274,76 @@ def test_effective_rank_of_nothing():
     for empty in (jnp.ones((0, 3)), jnp.ones((3, 0)), jnp.ones(3)):
         with pytest.raises(ValueError, match="embeddings"):
             metrics.effective_rank(empty)
+
+
+def curve_area(rates, overlaps, limit):
+    """Under a piecewise linear curve from rate 0 to the limit, in fine steps."""
+    x = np.linspace(0, limit, 200001)
+    return np.mean(np.interp((x[1:] + x[:-1]) / 2, rates, overlaps))
+
+
+def test_per_region_overlap_by_hand():
+    # Two defects: one pixel found above all else, four pixels of which two tie with the highest normal ones. Corners join.
+    maps, masks = np.zeros((1, 4, 5)), np.zeros((1, 4, 5), int)
+    masks[0, 0, 0], maps[0, 0, 0] = 1, 9.0
+    for (row, column), score in {(0, 3): 8.0, (1, 4): 8.0, (2, 4): 3.0, (3, 3): 3.0}.items():
+        masks[0, row, column], maps[0, row, column] = 1, score
+    normal = np.array([0.0] * 12 + [1.0, 2.0, 3.0])
+    maps[masks == 0] = normal
+    # Thresholds from the highest normal score to the lowest: 3, 2, 1 and 0 twelve times, each with its place's rate.
+    rates = np.append(np.arange(15) / 15, 1)
+    overlaps = np.array([0.75] + [1.0] * 15)
+    area = metrics.per_region_overlap_area(maps, masks, limits=(0.3, 0.05), num_thresholds=15)
+    np.testing.assert_allclose(area, [curve_area(rates, overlaps, limit) for limit in (0.3, 0.05)], rtol=1e-4)
+    small = metrics.per_region_overlap_area(maps, masks, limits=(0.3,), num_thresholds=15, size_range=(1, 1))
+    np.testing.assert_allclose(small, [1.0])
+    assert small.dtype == np.float64
+
+
+def test_per_region_overlap_of_perfect_useless_and_shifted_maps():
+    random = np.random.default_rng(0)
+    masks = np.zeros((3, 12, 12), int)
+    masks[0, 2:4, 2:4] = masks[0, 7:11, 3:9] = masks[1, 0, :3] = 1  # the third image has none
+    np.testing.assert_allclose(metrics.per_region_overlap_area(masks, masks), 1.0)
+    np.testing.assert_allclose(metrics.per_region_overlap_area(np.ones((3, 12, 12)), masks, limits=(0.3,)), 0.0)
+    np.testing.assert_allclose(metrics.per_region_overlap_area(-masks, masks, limits=(0.3,)), 0.0)
+    noisy = masks + random.normal(size=masks.shape)
+    area = metrics.per_region_overlap_area(noisy, masks)
+    assert np.all((area > 0) & (area < 1))
+    assert np.all(np.diff(area) < 0)  # lower limits are harder
+    np.testing.assert_allclose(metrics.per_region_overlap_area(np.exp(noisy), masks), area)
+
+
+@pytest.mark.parametrize(
+    ("changes", "match"),
+    [
+        ({"maps": np.ones((1, 2, 3))}, r"\(1, 2, 3\) and \(1, 2, 2\)"),
+        ({"maps": np.full((1, 2, 2), np.nan)}, "maps must not hold NaN"),
+        ({"masks": np.full((1, 2, 2), 2)}, "0 and 1"),
+        ({"masks": np.zeros((1, 2, 2))}, "a defect of 0 to inf pixels"),
+        ({"masks": np.ones((1, 2, 2))}, "normal pixel"),
+        ({"size_range": (2, 9)}, "a defect of 2 to 9 pixels"),
+        ({"limits": (0.3, 0.0)}, "limits"),
+        ({"limits": (1.1,)}, "limits"),
+        ({"num_thresholds": 1}, "num_thresholds"),
+    ],
+)
+def test_bad_regions(changes, match):
+    arguments = {"maps": np.ones((1, 2, 2)), "masks": np.array([[[1, 0], [0, 0]]]), **changes}
+    with pytest.raises(ValueError, match=match):
+        metrics.per_region_overlap_area(**arguments)
+
+
+def test_the_smallest_prefix_that_is_good_enough():
+    accuracies, costs = jnp.array([0.5, 0.8, 0.7, 0.9]), jnp.array([1.0, 2.0, 4.0, 8.0])
+    for target, expected in ((0.4, (1, 1)), (0.75, (2, 3)), (0.8, (2, 3)), (0.85, (4, 15)), (0.95, (0, 0))):
+        found = metrics.smallest_sufficient_prefix(accuracies, costs, target=target)
+        assert (int(found[0]), float(found[1])) == expected
+        assert jax.jit(metrics.smallest_sufficient_prefix)(accuracies, costs, target=target)[0] == expected[0]
+    for bad, match in (
+        ((accuracies, costs[:3]), r"\(4,\) and \(3,\)"),
+        ((accuracies[:0], costs[:0]), "at least one"),
+        ((accuracies, -costs), "costs"),
+    ):
+        with pytest.raises(ValueError, match=match):
+            metrics.smallest_sufficient_prefix(*bad, target=0.5)

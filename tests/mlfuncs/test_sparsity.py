@@ -242,3 +242,27 @@ def test_bad_input():
         sparsity.cosine_drop_fraction(1, end_step=0)
     with pytest.raises(ValueError, match="initial"):
         sparsity.cosine_drop_fraction(1, end_step=5, initial=2.0)
+
+
+def test_leading_slices_are_the_first_rows_and_columns():
+    params = {
+        "dense": {"kernel": jnp.arange(12.0).reshape(3, 4), "bias": jnp.arange(4.0)},
+        "more": [jnp.ones((2, 2, 2))],
+    }
+    shapes = {"dense": {"kernel": (2, 3), "bias": (3,)}, "more": [(1, 2, 2)]}
+    cut = sparsity.leading_slice(params, shapes)
+    np.testing.assert_array_equal(cut["dense"]["kernel"], [[0, 1, 2], [4, 5, 6]])
+    np.testing.assert_array_equal(cut["dense"]["bias"], [0, 1, 2])
+    assert cut["more"][0].shape == (1, 2, 2)
+    # What is shared gets the gradient, the rest none.
+    gradient = jax.grad(lambda p: sparsity.leading_slice(p, shapes)["dense"]["kernel"].sum())(params)
+    np.testing.assert_array_equal(gradient["dense"]["kernel"], [[1, 1, 1, 0], [1, 1, 1, 0], [0] * 4])
+    for bad, match in (
+        ({**shapes, "more": [(3, 2, 2)]}, r"at most.*\(3, 2, 2\) of \(2, 2, 2\)"),
+        ({**shapes, "more": [(2, 2)]}, "3 sizes"),
+        ({**shapes, "more": [(0, 2, 2)]}, "a size in shapes"),
+        ({"dense": shapes["dense"]}, "shapes must be a tree like params"),
+        ({**shapes, "more": [2]}, "3 sizes"),
+    ):
+        with pytest.raises(ValueError, match=match):
+            sparsity.leading_slice(params, bad)

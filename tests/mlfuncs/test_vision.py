@@ -1,4 +1,4 @@
-"""Image operations: total variation by hand, invariances, edges; patches in both orders, there and back."""
+"""Image operations: total variation by hand, invariances, edges; patches in both orders, there and back; anomaly maps."""
 
 import jax
 import jax.numpy as jnp
@@ -139,5 +139,76 @@ def test_bad_mixup(call, match):
     ],
 )
 def test_bad_patches(call, match):
+    with pytest.raises(ValueError, match=match):
+        call()
+
+
+FEATURES = jax.random.normal(KEY, (4, 2, 6, 3))  # both predictions, the early and the late layer
+
+
+def test_anomaly_map_by_hand():
+    # The early layer is missed by a right angle, sqrt 2; the late one by the opposite direction, 2.
+    early, late = jnp.array([[[2.0, 0.0], [1.0, 0.0]]]), jnp.array([[[0.0, 3.0], [0.0, 1.0]]])
+    backward, forward = jnp.array([[[0.0, 5.0], [7.0, 0.0]]]), jnp.array([[[0.0, -1.0], [1.0, 0.0]]])
+    value = vision.transfer_anomaly_map(forward, backward, early, late, grid=(1, 2))
+    np.testing.assert_allclose(value, [[[2 * np.sqrt(2), 0.0]]], rtol=1e-6)
+
+
+def test_anomaly_map_needs_both_students_to_fail():
+    forward, backward, early, late = FEATURES
+    both = vision.transfer_anomaly_map(forward, backward, early, late, grid=(2, 3))
+    assert both.shape == (2, 2, 3)
+    assert float(both.min()) > 0
+    for right in ((late, backward), (forward, early), (3 * late, 0.1 * early)):
+        np.testing.assert_allclose(vision.transfer_anomaly_map(*right, early, late, grid=(2, 3)), 0, atol=1e-5)
+    cosines = [
+        jnp.sum(a * b, -1) / jnp.linalg.norm(a, axis=-1) / jnp.linalg.norm(b, axis=-1)
+        for a, b in ((forward, late), (backward, early))
+    ]
+    expected = np.sqrt((2 - 2 * cosines[0]) * (2 - 2 * cosines[1])).reshape(2, 2, 3)
+    np.testing.assert_allclose(both, expected, rtol=1e-4)
+    flat = lambda f: vision.transfer_anomaly_map(f, early, early, late, grid=(2, 3)).sum()  # noqa: E731
+    for prediction in (late, jnp.zeros_like(late)):
+        assert np.all(np.isfinite(jax.grad(flat)(prediction)))
+
+
+def test_box_blur_by_hand_and_its_rim():
+    spike = jnp.zeros((1, 5, 5)).at[0, 2, 1].set(9.0)
+    expected = np.zeros((1, 5, 5))
+    expected[0, 1:4, 0:3] = 1.0
+    np.testing.assert_allclose(vision.box_blur(spike, sizes=(3,)), expected, atol=1e-6)
+    rim = vision.box_blur(jnp.ones((2, 4, 4)), sizes=(3,))
+    np.testing.assert_allclose(rim[:, 0, :2], [[4 / 9, 6 / 9]] * 2, rtol=1e-6)
+    np.testing.assert_allclose(rim[:, 1, 1], 1.0, rtol=1e-6)
+    x = jax.random.normal(KEY, (2, 9, 7))
+    np.testing.assert_array_equal(vision.box_blur(x, sizes=()), x)
+    in_two = vision.box_blur(vision.box_blur(x, sizes=(5, 5, 5)), sizes=(5, 5, 7, 7, 7))
+    np.testing.assert_allclose(vision.box_blur(x), in_two, atol=1e-6)
+    gradient = jax.grad(lambda x: jnp.sum(vision.box_blur(x, sizes=(3,)) * rim[:1]))(jnp.zeros((1, 4, 4)))
+    np.testing.assert_allclose(gradient, vision.box_blur(rim[:1], sizes=(3,)), rtol=1e-5)  # symmetric
+
+
+def test_mean_of_the_highest_pixels():
+    maps = jnp.arange(20.0).reshape(2, 2, 5)
+    for fraction, expected in ((0.001, [9.0, 19.0]), (0.3, [8.0, 18.0]), (1, [4.5, 14.5]), (0.29999, [8.5, 18.5])):
+        np.testing.assert_allclose(vision.top_fraction_mean(maps, fraction=fraction), expected)
+    assert vision.top_fraction_mean(jnp.zeros((1, 1, 100)).at[0, 0, :29].set(1), fraction=0.29) == 1  # 0.29 * 100 < 29
+
+
+@pytest.mark.parametrize(
+    ("call", "match"),
+    [
+        (lambda: vision.transfer_anomaly_map(*FEATURES, grid=(2, 4)), "6 places.*2 x 4"),
+        (lambda: vision.transfer_anomaly_map(*FEATURES, grid=(6,)), "grid"),
+        (lambda: vision.transfer_anomaly_map(*FEATURES[:3], FEATURES[3, :, :2], grid=(2, 3)), "late"),
+        (lambda: vision.box_blur(jnp.ones((1, 3, 3)), sizes=(4,)), "odd, got 4"),
+        (lambda: vision.box_blur(jnp.ones((1, 3, 3)), sizes=(-1,)), "sizes"),
+        (lambda: vision.box_blur(jnp.ones((3, 3))), "maps"),
+        (lambda: vision.top_fraction_mean(jnp.ones((1, 3, 3)), fraction=0.0), "fraction"),
+        (lambda: vision.top_fraction_mean(jnp.ones((1, 3, 3)), fraction=1.1), "fraction"),
+        (lambda: vision.top_fraction_mean(jnp.ones((1, 0, 3))), "maps"),
+    ],
+)
+def test_bad_maps(call, match):
     with pytest.raises(ValueError, match=match):
         call()

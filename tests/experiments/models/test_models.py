@@ -17,8 +17,8 @@ def dense(x):
 
 
 def test_unknown_name():
-    with pytest.raises(ValueError, match=rf"model\.name must be one of {', '.join(NAMES)}, got 'vit'"):
-        build("vit")
+    with pytest.raises(ValueError, match=rf"model\.name must be one of {', '.join(NAMES)}, got 'swin'"):
+        build("swin")
 
 
 @pytest.mark.parametrize(
@@ -71,6 +71,8 @@ def test_unknown_field(name, field):
         ("unet", "channels", 0),
         ("unet", "head_channels", -1),
         ("unet", "head_channels", 3),
+        ("vit", "patch", 3),
+        ("mamba", "states", 0),
     ],
 )
 def test_values_out_of_range(name, field, value):

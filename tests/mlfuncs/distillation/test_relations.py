@@ -1,4 +1,4 @@
-"""Relations inside a layer: by hand, invariances, gradients, one batch over devices, bad input."""
+"""Relations inside a layer: by hand and head by head, invariances, gradients, one batch over devices, bad input."""
 
 from functools import partial
 
@@ -67,9 +67,75 @@ def test_a_batch_over_devices_is_one_batch():
     )
 
 
+OWN, GIVEN = jax.random.normal(KEY, (3, 2, 4, 5)), jax.random.normal(jax.random.key(4), (3, 2, 4, 7))
+MASK = jnp.array([[True] * 4, [True, False, True, False]])
+
+
+def TOKENS(*projections, relation_heads=2, **more):
+    return distillation.self_attention_relation(*projections, relation_heads=relation_heads, **more)
+
+
+def loop_over_heads(own, given, mask, divergence):
+    """Token by token in float64, without the columns that remain and without padding."""
+    totals = np.zeros(2)
+    for kind in range(3):
+        for example in range(2):
+            held = np.asarray(mask[example])
+            for head in range(2):
+                scores = []
+                for x in (own, given):
+                    width = x.shape[-1] // 2
+                    rows = np.asarray(x[kind, example], np.float64)[held, head * width : (head + 1) * width]
+                    scores.append(rows @ rows.T / np.sqrt(width))
+                if divergence == "mse":
+                    totals[example] += np.mean((scores[0] - scores[1]) ** 2) / 2
+                else:
+                    q, p = (np.exp(s) / np.exp(s).sum(1, keepdims=True) for s in scores)
+                    totals[example] += np.mean(np.sum(p * np.log(p / q), 1)) / 2
+    return totals
+
+
+@pytest.mark.parametrize("divergence", ["kl", "mse"])
+def test_relations_of_tokens_head_by_head(divergence):
+    for mask in (None, MASK):
+        expected = loop_over_heads(OWN, GIVEN, jnp.ones((2, 4), bool) if mask is None else mask, divergence)
+        value = TOKENS(OWN, GIVEN, mask=mask, divergence=divergence)
+        np.testing.assert_allclose(value, expected, rtol=1e-4)
+    # Padding has no say, and no gradient.
+    other = OWN.at[:, 1, 1].set(9.0)
+    np.testing.assert_allclose(TOKENS(other, GIVEN, mask=MASK, divergence=divergence), value, rtol=1e-5)
+    loss = lambda s, t: TOKENS(s, t, mask=MASK, divergence=divergence).sum()  # noqa: E731
+    student, teacher = jax.grad(loss, argnums=(0, 1))(OWN, GIVEN)
+    np.testing.assert_array_equal(teacher, 0)
+    np.testing.assert_array_equal(student[:, 1, jnp.array([1, 3])], 0)
+    np.testing.assert_array_equal(student[..., 4:], 0)  # a column that is dropped
+    for features in (OWN, jnp.zeros_like(OWN), 1e3 * OWN):
+        assert np.all(np.isfinite(np.asarray(jax.grad(loss)(features, GIVEN))))
+
+
+def test_relations_of_tokens_at_the_edges():
+    np.testing.assert_allclose(TOKENS(OWN, OWN), 0, atol=1e-6)
+    one = [x[:, :1] for x in OWN], [x[:, :1] for x in GIVEN]
+    np.testing.assert_allclose(TOKENS(*one), 0, atol=1e-6)
+    parts = [TOKENS(OWN, GIVEN, weights=jnp.eye(3)[kind]) for kind in range(3)]
+    np.testing.assert_allclose(
+        TOKENS(OWN, GIVEN, weights=(1, 2, 0.5)), parts[0] + 2 * parts[1] + parts[2] / 2, rtol=1e-5
+    )
+    nothing = jax.jit(lambda mask: TOKENS(OWN, GIVEN, mask=mask))(jnp.zeros((2, 4), bool))
+    np.testing.assert_array_equal(nothing, 0)
+
+
 @pytest.mark.parametrize(
     ("call", "match"),
     [
+        (lambda: TOKENS(OWN[:2], GIVEN), "student_projections must be three"),
+        (lambda: TOKENS([*OWN[:2], OWN[2][:, :3]], GIVEN), "student_projections must have one shape"),
+        (lambda: TOKENS(OWN, [x[:, :3] for x in GIVEN]), "2 x 4 tokens"),
+        (lambda: TOKENS(OWN, GIVEN, relation_heads=6), "width of student_projections, 5, got 6"),
+        (lambda: TOKENS(OWN, GIVEN, divergence="js"), "divergence must be one of kl, mse"),
+        (lambda: TOKENS(OWN, GIVEN, mask=jnp.zeros((2, 4), bool)), "at least one token"),
+        (lambda: TOKENS(OWN, GIVEN, mask=jnp.ones((2, 4))), "mask must be bool"),
+        (lambda: TOKENS(OWN, GIVEN, weights=(1.0, 1.0)), "weights must be three"),
         (lambda: distillation.similarity_preserving(jnp.ones((2, 3)), jnp.ones((3, 3))), "2 and 3 examples"),
         (lambda: distillation.similarity_preserving(jnp.ones((0, 3)), jnp.ones((0, 3))), "at least one example"),
         (lambda: distillation.similarity_preserving(MAPS, MAPS, eps=0.0), "eps"),

@@ -1,6 +1,5 @@
-"""Costs of architectures by hand, training-free scores against full matrices, evolution, sharding, bad input."""
+"""Training-free scores: against full matrices, invariances, a split batch, bad input."""
 
-import math
 from functools import partial
 
 import jax
@@ -9,54 +8,13 @@ import numpy as np
 import pytest
 from jax.sharding import PartitionSpec as P
 
-from mlfuncs import architecture_search, sparsity
+from mlfuncs import architecture_search
 
 KEY = jax.random.key(0)
 MESH = jax.make_mesh((8,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
 RANDOM = np.random.default_rng(0)
 TEACHER, STUDENT = (RANDOM.normal(size=shape).astype(np.float32) for shape in ((16, 2, 2, 3), (16, 5)))
 SLOPES = RANDOM.normal(size=(2, 3, 4)).astype(np.float32)  # teacher's and student's, three classes, four features
-
-
-def test_multiply_adds_by_hand():
-    assert architecture_search.layer_flops((64, 48), 1, 1.0) == 3072
-    assert architecture_search.layer_flops((3, 3, 16, 32), 28 * 28, 0.25) == 9 * 16 * 32 * 784 // 4
-    assert architecture_search.layer_flops((5,), 2, 0.0) == 0
-    assert isinstance(architecture_search.layer_flops((3, 3), 1, 0.5), int)
-
-
-@pytest.mark.parametrize("sparse", [0.5, 0.75, 0.9, 0.95])
-@pytest.mark.parametrize("inside", [64, 200, 512])
-@pytest.mark.parametrize("outside", [64, 300])
-@pytest.mark.parametrize("taps", [1, 9])
-def test_sparse_replacements_cost_as_much(sparse, inside, outside, taps):
-    """Within 5 % for widths of at least 64, with the masks' densities; 1 / (1 - s) is whole for these sparsities."""
-    flops = architecture_search.layer_flops
-    dense = flops((taps, inside, outside), 1, 1.0)
-    settings = {"in_features": inside, "out_features": outside, "sparsity": sparse, "kernel_size": taps}
-    width = lambda family, **k: sparsity.iso_flop_width(family=family, **{**settings, **k})  # noqa: E731
-
-    wide_out = width("wide", in_features=outside, out_features=inside)
-    assert math.isclose(flops((taps, width("wide"), wide_out), 1, 1 - sparse), dense, rel_tol=0.05)
-    assert math.isclose(width("parallel") * flops((taps, inside, outside), 1, 1 - sparse), dense, rel_tol=0.05)
-    hidden = width("factorized")
-    both = flops((taps, inside, hidden), 1, 1 - sparse) + flops((hidden, outside), 1, 1 - sparse)
-    assert math.isclose(both, dense, rel_tol=0.05)
-    rank = width("doped")
-    doped = flops((taps, inside, outside), 1, 1 - sparse)
-    doped += (flops((taps, inside, rank), 1, 1.0) + flops((rank, outside), 1, 1.0)) if rank else 0
-    assert math.isclose(doped, dense, rel_tol=0.05)
-
-
-def test_bad_sizes_of_layers():
-    for shape in ((), (0, 3), (2.5, 3)):
-        with pytest.raises(ValueError, match="shape"):
-            architecture_search.layer_flops(shape, 1, 1.0)
-    with pytest.raises(ValueError, match="positions"):
-        architecture_search.layer_flops((2, 3), 0, 1.0)
-    for density in (-0.1, 1.1):
-        with pytest.raises(ValueError, match="density"):
-            architecture_search.layer_flops((2, 3), 1, density)
 
 
 def sharded(function, *arrays):
@@ -191,76 +149,6 @@ def test_the_score_of_a_split_batch_is_that_of_the_whole():
     np.testing.assert_allclose(ours, theirs, rtol=1e-3, atol=1e-6)
 
 
-def ones(bits):
-    return sum(bits)
-
-
-def random_bits(key):
-    return tuple(jax.random.bernoulli(key, 0.5, (12,)).astype(int).tolist())
-
-
-def flip(key, bits):
-    place = int(jax.random.randint(key, (), 0, 12))
-    return tuple(1 - bit if index == place else bit for index, bit in enumerate(bits))
-
-
-SMALL = {"population_size": 6, "sample_size": 4, "top_k": 2, "num_evaluations": 60}
-
-
-def test_evolution_climbs_and_is_a_function_of_its_key():
-    best, history = architecture_search.aging_evolution(KEY, random_bits, flip, ones, **SMALL)
-    assert len(history) == 60
-    assert ones(best) == max(score for _, score in history)
-    assert all(score == ones(architecture) for architecture, score in history)
-    start, end = (np.mean([score for _, score in part]) for part in (history[:6], history[-6:]))
-    assert end >= start + 2  # of 12 bits; picking among the worst of each tournament descends instead
-    again = architecture_search.aging_evolution(KEY, random_bits, flip, ones, **{**SMALL, "num_evaluations": 20})
-    assert again[1] == history[:20]
-    assert architecture_search.aging_evolution(jax.random.key(1), random_bits, flip, ones, **SMALL)[1] != history
-
-
-def test_parents_are_young_and_among_the_best():
-    """With one place in the tournament's top and every member in it, each child's parent is the best of the living."""
-    born = iter(range(1000))
-    settings = {"population_size": 5, "sample_size": 60, "top_k": 1, "num_evaluations": 30}
-    score = lambda architecture: -architecture[0]  # noqa: E731 - the oldest are the best
-    _, history = architecture_search.aging_evolution(
-        KEY, lambda key: (next(born), None), lambda key, parent: (next(born), parent[0]), score, **settings
-    )
-    # 60 draws out of five miss one in 1 of 600,000 tournaments: the parent is the oldest member, five births ago.
-    assert [architecture[1] for architecture, _ in history[5:]] == list(range(25))
-
-
-def test_the_budget_holds_for_children_and_what_is_outside_is_never_scored():
-    seen = []
-    best, history = architecture_search.aging_evolution(
-        KEY, random_bits, flip, lambda bits: seen.append(bits) or ones(bits), feasible=lambda b: ones(b) <= 7, **SMALL
-    )
-    assert len(seen) == 60
-    assert max(map(ones, seen)) == ones(best) == 7
-    assert [architecture for architecture, _ in history] == seen
-
-
-def test_failed_candidates_never_win():
-    score = lambda bits: float("nan") if bits[0] else ones(bits)  # noqa: E731
-    best, history = architecture_search.aging_evolution(KEY, random_bits, flip, score, **SMALL)
-    assert best[0] == 0
-    assert any(math.isnan(score) for _, score in history)
-    first = architecture_search.aging_evolution(KEY, random_bits, flip, lambda bits: 0.0, **SMALL)
-    assert first[0] == first[1][0].architecture  # of equal scores the earliest
-
-
-def test_infeasible_budgets():
-    draws = []
-    with pytest.raises(ValueError, match=r"feasible.*1000 in a row"):
-        architecture_search.aging_evolution(KEY, lambda key: draws.append(key), flip, ones, feasible=lambda _: False)
-    assert len(draws) == 1000
-
-
-def evolve(**settings):
-    return architecture_search.aging_evolution(KEY, random_bits, flip, ones, **{**SMALL, **settings})
-
-
 GRADIENT = architecture_search.classifier_weight_gradient
 
 
@@ -282,10 +170,6 @@ GRADIENT = architecture_search.classifier_weight_gradient
         (lambda: architecture_search.relation_similarity(1.0, STUDENT), "teacher_features"),
         (lambda: architecture_search.relation_similarity(TEACHER, STUDENT[:, :0]), "student_features"),
         (lambda: architecture_search.relation_similarity(TEACHER, STUDENT, eps=-1.0), "eps"),
-        (lambda: evolve(top_k=5), "top_k.*5 of 4"),
-        (lambda: evolve(sample_size=0), "sample_size"),
-        (lambda: evolve(population_size=0), "population_size"),
-        (lambda: evolve(num_evaluations=5), "num_evaluations.*5.*6"),
     ],
 )
 def test_bad_input(call, match):

@@ -1,0 +1,58 @@
+"""A small vision transformer whose inner features are a result, not a hook."""
+
+from typing import Any
+
+import jax.numpy as jnp
+from flax import nnx
+from jax import Array
+
+from experiments.models import layers
+from experiments.models.transformer import Block
+from mlfuncs import vision
+
+
+class VisionTransformer(nnx.Module):
+    """x [B, H, W, C] -> {"logits" [B, num_classes], "features" [B, width], "hidden"}.
+
+    "hidden" are the tokens [B, P, width] after every block, each under the last norm, row by row of the patch grid;
+    "features" is the mean of the last of them over patches.
+    """
+
+    def __init__(
+        self,
+        *,
+        example_shape: tuple[int, ...],
+        num_classes: int,
+        rngs: nnx.Rngs,
+        width: int = 64,
+        depth: int = 4,
+        heads: int = 4,
+        patch: int = 2,
+        expansion: int = 4,
+        dtype: str = "float32",
+    ):
+        if len(example_shape) != 3:
+            raise ValueError(f"model.name 'vit' needs images [H, W, C], got examples of shape {tuple(example_shape)}")
+        height, breadth, channels = example_shape
+        if height % patch or breadth % patch:
+            raise ValueError(f"model.patch must divide images of {height} x {breadth}, got {patch}")
+        if width % heads:
+            raise ValueError(f"model.width must be a multiple of model.heads {heads}, got {width}")
+        compute = jnp.dtype(dtype)
+        self.depth, self.patch = depth, patch
+        self.embed = nnx.Linear(patch * patch * channels, width, dtype=compute, rngs=rngs)
+        self.places = nnx.Embed((height // patch) * (breadth // patch), width, dtype=compute, rngs=rngs)
+        for index in range(depth):
+            setattr(self, f"block_{index}", Block(width, expansion * width, heads, compute, rngs))
+        self.norm = nnx.LayerNorm(width, rngs=rngs)
+        self.last = layers.dense(width, num_classes, inputs_hold="hidden", dtype=compute, rngs=rngs)
+
+    def __call__(self, x: Array) -> dict[str, Any]:
+        tokens = vision.patchify(x, patch=self.patch)
+        h = self.embed(tokens) + self.places(jnp.arange(tokens.shape[1]))
+        hidden = []
+        for index in range(self.depth):
+            h = getattr(self, f"block_{index}")(h, causal=False)
+            hidden.append(self.norm(h).astype(jnp.float32))
+        features = jnp.mean(hidden[-1], axis=1)
+        return {"logits": self.last(features).astype(jnp.float32), "features": features, "hidden": tuple(hidden)}
