@@ -3,7 +3,7 @@
 import ml_collections
 
 from configs.papers import digits_noise
-from configs.papers.common import arm, check, paper
+from configs.papers.common import arm, check, entry, paper
 from configs.papers.digits_noise import CROSS_ENTROPY, NOISY, WRONG, distilled
 
 SINKHORN = "0.8 * sinkhorn"
@@ -54,6 +54,11 @@ def get_config() -> ml_collections.ConfigDict:
         arm(_name(setting, says), objective=objective, **SETTINGS[setting])
         for setting, objectives in OBJECTIVES.items()
         for says, objective in objectives.items()
+    )
+    config.entries = tuple(
+        entry(digits_noise.TABLE, says, setting, _name(setting, says))
+        for setting, objectives in OBJECTIVES.items()
+        for says in objectives
     )
     accuracy = "test_accuracy"
     config.checks = (

@@ -17,7 +17,7 @@ ROOT = Path(__file__).resolve().parents[2]
 CONFIGS, STUDIES = ROOT / "configs" / "papers", ROOT / "experiments" / "papers"
 NO_STUDY = frozenset({"__init__", "common", "digits_noise", "training"})
 COMPARE = ("value", "difference", "ratio")
-BEST = ("max", "min")
+BEST = ("max", "min", "median")
 FIELDS = (
     "title",
     "arxiv",
