@@ -16,6 +16,7 @@ from experiments.models.dit import DiT
 from experiments.models.mlp import ResidualMLP
 from experiments.models.perceptron import Perceptron
 from experiments.models.recurrent import Recurrent
+from experiments.models.resnet import ResNet
 from experiments.models.transformer import Transformer
 from experiments.models.unet import UNet
 from mlfuncs import diffusion
@@ -27,6 +28,7 @@ MODELS: dict[str, Any] = {
     "mlp": ResidualMLP,
     "perceptron": Perceptron,
     "recurrent": Recurrent,
+    "resnet": ResNet,
     "transformer": Transformer,
     "unet": UNet,
 }
@@ -122,6 +124,11 @@ def build(
         return getattr(nnx.merge(graph, state), method)(*inputs, **named)
 
     return Model(init, apply, axes)
+
+
+def takes(config: ml_collections.ConfigDict, given: str) -> bool:
+    """Whether the network that `config.name` names is called with an input of that name, such as "keys" of dropout."""
+    return given in inspect.signature(MODELS[config.name].__call__).parameters
 
 
 def preconditioned(model: Model, *, sigma_data: float) -> Callable[..., Any]:

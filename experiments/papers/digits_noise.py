@@ -98,6 +98,16 @@ def setting(config: ml_collections.ConfigDict, key: Array, shared: dict[str, Any
     return Setting(training.Labelled(x, told), test, student, teach)
 
 
+def first_params(given: Setting, key: Array) -> Any:
+    """Parameters that the students of a seed start from."""
+    return given.student.init(_keys(key)[0])
+
+
+def _keys(key: Array) -> Array:
+    """Of first parameters, of the order of examples, and of steps."""
+    return jax.random.split(jax.random.fold_in(key, 1), 3)
+
+
 def distil(
     config: ml_collections.ConfigDict,
     key: Array,
@@ -111,8 +121,8 @@ def distil(
 
     `initial` are parameters of another form than the student's, of a second head for example.
     """
-    init_key, order_key, step_key = jax.random.split(jax.random.fold_in(key, 1), 3)
-    params = given.student.init(init_key) if initial is None else initial
+    _, order_key, step_key = _keys(key)
+    params = first_params(given, key) if initial is None else initial
     rows = training.batches(order_key, config.examples, config.batch, config.steps)
 
     def of_rows(params: Any, rows: Array, key: Array) -> Array:

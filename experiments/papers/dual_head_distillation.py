@@ -22,12 +22,11 @@ prepare = digits_noise.prepare
 def run(config: ml_collections.ConfigDict, key: Array, shared: dict[str, Any]) -> dict[str, Array]:
     """A student of `config.objective`, whose teacher's part reads its own head where there are two."""
     given = digits_noise.setting(config, key, shared)
-    init_key, head_key = jax.random.split(jax.random.fold_in(key, 3))
-    initial = given.student.init(init_key)
+    initial = digits_noise.first_params(given, key)
     if config.auxiliary_head:
         width, classes = config.widths[-1], config.shared.classes
         initial["auxiliary"] = {
-            "kernel": jax.nn.initializers.lecun_normal()(head_key, (width, classes)),
+            "kernel": jax.nn.initializers.lecun_normal()(jax.random.fold_in(key, 4), (width, classes)),
             "bias": jnp.zeros(classes),
         }
     label_loss, teacher_loss = losses(given, config.objective)
