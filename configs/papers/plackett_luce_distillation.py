@@ -72,6 +72,11 @@ def get_config() -> ml_collections.ConfigDict:
         check("no noise, T = 4: no less than KL", accuracy, _name(CLEAN, LONG), _name(CLEAN, KD), at_least=0.0),
         check("the teacher gives other classes less than 0.1 at T = 1", "weight_below_label_at_1", method, at_most=0.1),
     )
+    config.remarks = (
+        "At T = 4 PLD beats cross-entropy and DIST without a weight to tune, but not KL with 0.1 of cross-entropy, which "
+        "is best here with none at all. At T = 1 and without noise the teacher leaves 0.0014 to the ranks below the label, "
+        "so that PLD is cross-entropy. One split of the digits for all seeds; neither temperature nor rate was searched."
+    )
     return config
 
 

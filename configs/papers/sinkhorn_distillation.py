@@ -92,21 +92,29 @@ def get_config() -> ml_collections.ConfigDict:
                 f"{says}: no gradient where supports are disjoint",
                 "disjoint_gradient",
                 _name(NOISY, says),
-                at_most=1e-4,
+                at_most=1e-6,
             )
             for says in ("Jensen-Shannon, T = 2", "total variation, T = 2")
         ),
     )
-    config.side = tuple(
+    config.side = (
+        *(
+            check(
+                f"{setting}: Sinkhorn makes KL better",
+                accuracy,
+                _name(setting, KL_SINKHORN),
+                _name(setting, KL),
+                at_least=0.0,
+                over="paired interval",
+            )
+            for setting in (NOISY, WRONG, FEW)
+        ),
         check(
-            f"{setting}: Sinkhorn makes KL better",
-            accuracy,
-            _name(setting, KL_SINKHORN),
-            _name(setting, KL),
-            at_least=0.0,
-            over="paired interval",
-        )
-        for setting in (NOISY, WRONG, FEW)
+            "Sinkhorn gives a gradient where supports are disjoint",
+            "disjoint_gradient",
+            _name(NOISY, CE_SINKHORN),
+            at_least=1e-6,
+        ),
     )
     return config
 

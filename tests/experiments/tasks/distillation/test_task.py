@@ -34,7 +34,7 @@ def prepared(cache, **overrides):
 
 
 def test_a_student_learns_and_its_teacher_stays_as_it_is(cache):
-    run = prepared(cache)
+    run = prepared(cache, steps=100)
     state, losses = jax.jit(run.task.init)(jax.random.key(0)), []
     before, update = jax.device_get(state.teacher), jax.jit(run.task.update)
     for step in range(100):
