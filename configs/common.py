@@ -194,6 +194,17 @@ def dit(**fields: object) -> ml_collections.ConfigDict:
     )
 
 
+def distillation(teacher: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
+    """A student of a classifier, with its data. A teacher that is there already: `config.teacher = {"workdir": DIR}`."""
+    config = base("distillation")
+    config.teacher = teacher
+    config.data = teacher.data.copy_and_resolve_references()
+    # A sum of weighted losses by name, their options in brackets; experiments/tasks/distillation/objectives.py has all.
+    config.objective = "0.1 * cross_entropy + 0.9 * kullback_leibler(temperature=4)"
+    config.optimizer.schedule = "cosine"
+    return config
+
+
 def score_distillation(method: str, teacher: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
     """A one-step generator from a diffusion run: its network, data and judge, and the settings of every method."""
     config = base("score_distillation")

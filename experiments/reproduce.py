@@ -3,11 +3,14 @@
 usage: python -m experiments.reproduce --config=configs/papers/NAME.py [--workdir=DIR] [--smoke] [--config.field=value ...]
        python -m experiments.reproduce --all [--only=ROOM_OR_NAME,...] [--workdir=DIR] [--smoke]
        python -m experiments.reproduce --list
+       python -m experiments.reproduce --table [--only=ROOM_OR_NAME,...] [--workdir=DIR]
 
   --workdir   folder of results.json, table.md and figure.png (default: runs/papers/NAME; with --all the folder of those)
   --smoke     tiny sizes, one seed, no verdict: does it run? (default workdir: runs/smoke/NAME)
   --all       the whole catalogue; --only narrows it to rooms of the library (dropout, privacy, ...) or to papers
   --list      prints the catalogue, with the verdicts of the last full run
+  --table     prints and draws the tables that papers share, such as all objectives of distillation in one setting, from
+              results in DIR (default: runs/papers) or, where it has none, in docs/results; runs nothing
 
 Interrupted, it goes on where it stopped. More seeds: --config.seeds=10; other settings: --config.settings.steps=1000.
 """
@@ -30,20 +33,27 @@ _SMOKE = flags.DEFINE_boolean("smoke", False, "tiny sizes, one seed, no verdict"
 _ALL = flags.DEFINE_boolean("all", False, "the whole catalogue")
 _ONLY = flags.DEFINE_string("only", "", "rooms or papers, with commas between")
 _LIST = flags.DEFINE_boolean("list", False, "print the catalogue")
+_TABLE = flags.DEFINE_boolean("table", False, "print and draw the tables that papers share")
 
 
 def main() -> None:
     if _SMOKE.value:
         compiling.compile_quickly()
-    from experiments.reproducing import catalogue, listing  # after the flags are parsed: a typing error answers at once
+    # After the flags are parsed: a typing error answers at once.
+    from experiments.reproducing import catalogue, listing, tables
 
-    given = sum(map(bool, (_CONFIG.value is not None, _ALL.value, _LIST.value)))
+    given = sum(map(bool, (_CONFIG.value is not None, _ALL.value, _LIST.value, _TABLE.value)))
     if given != 1:
-        raise UserError("give one of --config=configs/papers/NAME.py, --all and --list; see --help")
+        raise UserError("give one of --config=configs/papers/NAME.py, --all, --list and --table; see --help")
     if _ONLY.value and _CONFIG.value is not None:
-        raise UserError("--only narrows --all or --list, not --config")
+        raise UserError("--only narrows --all, --list or --table, not --config")
     if _LIST.value:
         listing.to_terminal(catalogue.chosen(_ONLY.value))
+        return
+    if _TABLE.value:
+        if _SMOKE.value:
+            raise UserError("--table shows full results; a --smoke run has none")
+        tables.show(catalogue.chosen(_ONLY.value), Path(_WORKDIR.value or "runs/papers"))
         return
     parent = Path("runs") / ("smoke" if _SMOKE.value else "papers")
     if _CONFIG.value is not None:

@@ -36,14 +36,17 @@ def prepare(config: ml_collections.ConfigDict) -> Run:
     """World and task of a resolved config, nothing trained yet."""
 
     def trained(needed: ml_collections.ConfigDict) -> Run:
+        called = f"{needed.task} " if "task" in needed else ""
         try:
+            if folder := needed.get("workdir", ""):
+                return _local(restore(Path(folder), evaluate=False))
             return obtain(needed, Path(config.cache_dir))
         except UserError as error:
             # What it says of a config is of the other one.
-            raise type(error)(f"the {needed.task} run that this one needs{_place(config, needed)}: {error}") from error
+            raise type(error)(f"the {called}run that this one needs{_place(config, needed)}: {error}") from error
         except ValueError as error:
             # Not a fault of this run's config, which is what a ValueError means while a task is built.
-            raise RuntimeError(f"the {needed.task} run that this one needs has failed") from error
+            raise RuntimeError(f"the {called}run that this one needs has failed") from error
 
     loop.check_limits(config)
     # Refused now, before anything is trained.
@@ -70,8 +73,11 @@ def obtain(config: ml_collections.ConfigDict, cache_dir: Path) -> Run:
     config.cache_dir = str(cache_dir)
     _fit_mesh(config)
     workdir = cache_dir / f"{config.task}-{configuration.fingerprint(config)}"
-    run = train(config, workdir, needed=True)._replace(workdir=workdir)
-    # On a host: what another program closes over must not be spread over processes.
+    return _local(train(config, workdir, needed=True)._replace(workdir=workdir))
+
+
+def _local(run: Run) -> Run:
+    """A run with its state on a host: what another program closes over must not be spread over processes."""
     return run._replace(state=jax.device_get(hosts.local(run.state))) if hosts.several() else run
 
 

@@ -40,12 +40,21 @@ def paper(
     config.checks = ()  # check(...); the verdict is theirs
     config.side = ()  # the same, told beside the verdict
     config.remarks = ""  # what a reader of the result must know
+    config.entries = ()  # entry(...), in tables that several papers share
     return config
 
 
 def arm(name: str, **settings: Any) -> dict[str, Any]:
     """One arm: a name for people, and its settings over those of the paper, sections as nested dicts."""
     return {"name": name, "settings": settings}
+
+
+def entry(table: str, row: str, column: str, arm: str, *, metric: str = "test_accuracy") -> dict[str, str]:
+    """What an arm adds to a table that several papers share, such as "digits-noise".
+
+    Arms of different papers with one row and column must have the same settings: they stand in one place.
+    """
+    return {"table": table, "row": row, "column": column, "arm": arm, "metric": metric}
 
 
 def check(
@@ -76,7 +85,7 @@ def check(
       over: what the bounds are put on: the "mean" over seeds (of a ratio: the ratio of the means), the "median" likewise,
         "every seed", "share of seeds" (at least `share` of them), or the 95 % interval of the mean over seeds, which has
         to lie within the bounds: "paired interval" (Student's t) or "bootstrap interval".
-      best: "max" or "min", which mean is the best one.
+      best: which mean is the best one: "max", "min" or "median", of an even number the higher of the two in the middle.
       condition: whether this is no claim, but what makes the comparison a fair one: it must hold for "reproduced", and
         where it alone holds, nothing is reproduced in part.
     """

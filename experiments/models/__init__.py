@@ -17,6 +17,7 @@ from experiments.models.mamba import Mamba
 from experiments.models.mlp import ResidualMLP
 from experiments.models.perceptron import Perceptron
 from experiments.models.recurrent import Recurrent
+from experiments.models.resnet import ResNet
 from experiments.models.transformer import Transformer
 from experiments.models.unet import UNet
 from experiments.models.vit import VisionTransformer
@@ -30,6 +31,7 @@ MODELS: dict[str, Any] = {
     "mlp": ResidualMLP,
     "perceptron": Perceptron,
     "recurrent": Recurrent,
+    "resnet": ResNet,
     "transformer": Transformer,
     "unet": UNet,
     "vit": VisionTransformer,
@@ -127,6 +129,11 @@ def build(
         return getattr(nnx.merge(graph, state), method)(*inputs, **named)
 
     return Model(init, apply, axes)
+
+
+def takes(config: ml_collections.ConfigDict, given: str) -> bool:
+    """Whether the network that `config.name` names is called with an input of that name, such as "keys" of dropout."""
+    return given in inspect.signature(MODELS[config.name].__call__).parameters
 
 
 def preconditioned(model: Model, *, sigma_data: float) -> Callable[..., Any]:

@@ -49,10 +49,10 @@ def digit_splits(key: Array, sizes: tuple[int, ...]) -> tuple[Labelled, ...]:
     return tuple(everything.take(order[low:high]) for low, high in itertools.pairwise(bounds))
 
 
-def perceptron(widths: tuple[int, ...], **settings: Any) -> models.Model:
+def perceptron(widths: tuple[int, ...], *, classes: int = CLASSES, **settings: Any) -> models.Model:
     """`experiments.models.perceptron` for digits: init(key) -> params, apply(params, x, masks=...) -> logits, features."""
     config = ml_collections.ConfigDict({"name": "perceptron", "widths": tuple(widths), **settings})
-    return models.build(config, example_shape=(PIXELS,), num_classes=CLASSES)
+    return models.build(config, example_shape=(PIXELS,), num_classes=classes)
 
 
 def batches(key: Array, size: int, batch: int, steps: int) -> Array:

@@ -15,9 +15,9 @@ from experiments.engine.errors import UserError, unknown
 
 ROOT = Path(__file__).resolve().parents[2]
 CONFIGS, STUDIES = ROOT / "configs" / "papers", ROOT / "experiments" / "papers"
-NO_STUDY = frozenset({"__init__", "common", "training"})
+NO_STUDY = frozenset({"__init__", "common", "digits_noise", "training"})
 COMPARE = ("value", "difference", "ratio")
-BEST = ("max", "min")
+BEST = ("max", "min", "median")
 FIELDS = (
     "title",
     "arxiv",
@@ -144,9 +144,10 @@ def check(config: ml_collections.ConfigDict) -> None:
         settings(config, name, smoke=True)
     if all(rule["condition"] for rule in config.checks):
         raise UserError("config.checks is empty, or conditions alone: nothing says what counts as reproduced")
-    for name in config.smoke_arms:
-        if name not in called:
-            raise unknown("arm in config.smoke_arms", name, called)
+    for field, named in (("smoke_arms", config.smoke_arms), ("entries", [e["arm"] for e in config.get("entries", ())])):
+        for name in named:
+            if name not in called:
+                raise unknown(f"arm in config.{field}", name, called)
     for rule in (*config.checks, *config.side):
         for side in ("of", "against"):
             for name in several(rule[side]):

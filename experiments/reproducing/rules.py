@@ -93,6 +93,8 @@ def outcome(rule: Mapping[str, Any], numbers: Numbers) -> Outcome:
 def _operand(numbers: Numbers, arms: Any, metrics: Any, best: str) -> np.ndarray:
     """Values over seeds; of several arms or metrics those with the best mean, of which none is no number."""
     candidates = [np.asarray(numbers[arm][metric], float) for arm in several(arms) for metric in several(metrics)]
+    if best == "median":
+        return sorted(candidates, key=lambda values: float(np.mean(values)))[len(candidates) // 2]
     sign = 1 if best == "max" else -1
     means = [sign * np.mean(values) for values in candidates]
     return candidates[int(np.argmax(np.where(np.isnan(means), -np.inf, means)))]

@@ -14,6 +14,7 @@ from experiments.tasks import (
     common,
     consistency,
     diffusion,
+    distillation,
     score_distillation,
 )
 from experiments.worlds import Trained, World
@@ -24,6 +25,7 @@ TASKS = {
     "classification": classification.build,
     "consistency": consistency.build,
     "diffusion": diffusion.build,
+    "distillation": distillation.build,
     "score_distillation": score_distillation.build,
 }
 FIELDS = {
@@ -32,6 +34,7 @@ FIELDS = {
     "classification": (),
     "consistency": consistency.FIELDS,
     "diffusion": diffusion.FIELDS,
+    "distillation": distillation.FIELDS,
     "score_distillation": score_distillation.FIELDS,
 }
 

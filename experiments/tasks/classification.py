@@ -18,6 +18,7 @@ from experiments.tasks.common import TrainState
 from experiments.worlds import Trained, World
 
 TEST_BATCH = 512
+CLASSIFIERS = ("classifier", "perceptron", "resnet")
 
 
 def build(config: ml_collections.ConfigDict, world: World, trained: Trained) -> Task:
@@ -25,7 +26,7 @@ def build(config: ml_collections.ConfigDict, world: World, trained: Trained) -> 
     common.check_best(config, ["test_accuracy"])
     if world.num_classes < 2:
         raise UserError(f"config.data: classification needs labels, and {config.data.name!r} has none")
-    model = models.build(config.model, example_shape=world.example_shape, num_classes=world.num_classes)
+    model = network(config, world)
     optimizer = common.make_optimizer(config.optimizer, config.steps)
 
     def init(key: Array) -> TrainState:
@@ -37,7 +38,7 @@ def build(config: ml_collections.ConfigDict, world: World, trained: Trained) -> 
 
         def losses(params: Any, examples: tuple[Array, Array, Array]) -> tuple[Array, dict[str, Array]]:
             images, labels, keys = examples
-            logits = model.apply(params, images, keys=keys)["logits"]
+            logits = model.apply(params, images, **dropout(config, keys))["logits"]
             correct = (jnp.argmax(logits, -1) == labels).astype(jnp.float32)
             return optax.losses.softmax_cross_entropy_with_integer_labels(logits, labels), {"accuracy": correct}
 
@@ -51,14 +52,37 @@ def build(config: ml_collections.ConfigDict, world: World, trained: Trained) -> 
 
     def evaluate(state: TrainState, key: Array) -> tuple[dict[str, float], dict[str, Panels]]:
         del key
-        blocks = np.array_split(np.arange(len(world.test)), max(1, len(world.test) // TEST_BATCH))
-        correct = 0
-        for block in blocks:
-            batch = world.test.read(block)
-            correct += int(np.sum(np.asarray(predict(state.average, batch["image"])) == batch["label"]))
-        return {"test_accuracy": correct / len(world.test)}, {}
+        guesses, labels = over_test_set(world, lambda raw: predict(state.average, raw))
+        return {"test_accuracy": float(np.mean(guesses == labels))}, {}
 
     return Task(init, update, evaluate, axes=model.axes)
+
+
+def network(config: ml_collections.ConfigDict, world: World) -> models.Model:
+    """The network of a config, which has to give logits."""
+    model = models.build(config.model, example_shape=world.example_shape, num_classes=world.num_classes)
+    example = jax.ShapeDtypeStruct((1, *world.example_shape), jnp.float32)
+    params = jax.eval_shape(model.init, jax.random.key(0))
+    try:
+        found = jax.eval_shape(model.apply, params, example)
+    except TypeError:  # it wants more than images
+        found = None
+    if not (isinstance(found, dict) and "logits" in found):
+        raise UserError(f"config.model: {config.model.name!r} gives no logits of images; {', '.join(CLASSIFIERS)} do")
+    return model
+
+
+def dropout(config: ml_collections.ConfigDict, keys: Array) -> dict[str, Array]:
+    """The input `keys` of a network that has dropout."""
+    return {"keys": keys} if models.takes(config.model, "keys") else {}
+
+
+def over_test_set(world: World, function: Callable[[np.ndarray], Array]) -> tuple[np.ndarray, np.ndarray]:
+    """What a function gives for all raw test images, and their labels."""
+    blocks = np.array_split(np.arange(len(world.test)), max(1, len(world.test) // TEST_BATCH))
+    read = [world.test.read(block) for block in blocks]
+    found = [np.asarray(function(batch["image"])) for batch in read]
+    return np.concatenate(found), np.concatenate([batch["label"] for batch in read])
 
 
 def outputs(run: Any) -> Callable[[Array], dict[str, Array]]:

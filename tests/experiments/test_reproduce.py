@@ -13,9 +13,11 @@ CONFIG = "--config=configs/papers/multi_sample_dropout.py"
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        ((), "give one of --config=configs/papers/NAME.py, --all and --list"),
+        ((), "give one of --config=configs/papers/NAME.py, --all, --list and --table"),
         ((CONFIG, "--all"), "give one of"),
-        ((CONFIG, "--only=dropout"), "--only narrows --all or --list"),
+        ((CONFIG, "--only=dropout"), "--only narrows --all, --list or --table"),
+        (("--table", "--smoke"), "--table shows full results; a --smoke run has none"),
+        (("--table", "--only=multi_sample_dropout"), "none of the papers multi_sample_dropout has entries in a table"),
         (("--list", "--only=nothing"), "unknown --only 'nothing'; known: "),
         ((CONFIG, "--config.seeds=0"), "config.seeds must be >= 1, got 0"),
         ((CONFIG, "--config.study=nothing"), "unknown config.study 'nothing'; known: "),

@@ -20,6 +20,7 @@ SMALL = {
     "dit": {"width": 8, "depth": 2, "heads": 2, "expansion": 2},
     "mamba": {"width": 8, "depth": 2, "states": 3},
     "mlp": {"width": 8, "depth": 2, "fourier_features": 6},
+    "resnet": {"channels": (4, 6), "blocks_per_level": 2},
     "transformer": {"width": 8, "heads": 2},
     "unet": {"channels": 4, "channel_multipliers": (1,), "blocks_per_level": 1},
     "vit": {"width": 8, "depth": 2, "heads": 2, "expansion": 2},

@@ -29,6 +29,7 @@ def declared(model):
         ("mlp", {}),
         ("mlp", {"class_condition": True, "time_conditioning": "scale_shift"}),
         ("dit", {}),
+        ("resnet", {}),
         ("transformer", {}),
         ("unet", {}),
         ("unet", ATTENDING),

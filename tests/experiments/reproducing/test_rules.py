@@ -75,6 +75,17 @@ def test_of_several_arms_or_metrics_the_best_mean_counts():
     assert holds(of="a", metric=("score", "other"), at_least=5.0)
 
 
+def test_the_median_of_several_arms():
+    numbers = {name: {"score": [value, value]} for name, value in (("a", 4.0), ("b", 1.0), ("c", 3.0), ("d", 2.0))}
+
+    def median(*arms):
+        return rules.outcome(check("median", "score", arms, best="median", at_least=0.0), numbers).measured
+
+    assert median("a", "b", "d") == "2"
+    # Of an even number the higher of the two in the middle.
+    assert median("a", "b", "c", "d") == "3"
+
+
 def test_what_is_no_number_neither_holds_nor_is_best():
     assert not holds(metric="other", at_least=-100.0)
     assert not holds(metric="other", over="every seed", at_least=-100.0)
