@@ -30,6 +30,7 @@ def declared(model):
         ("mlp", {"class_condition": True, "time_conditioning": "scale_shift"}),
         ("dit", {}),
         ("transformer", {}),
+        ("language", {}),
         ("unet", {}),
         ("unet", ATTENDING),
     ],
