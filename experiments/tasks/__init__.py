@@ -14,6 +14,7 @@ from experiments.tasks import (
     common,
     consistency,
     diffusion,
+    language,
     score_distillation,
 )
 from experiments.worlds import Trained, World
@@ -24,6 +25,7 @@ TASKS = {
     "classification": classification.build,
     "consistency": consistency.build,
     "diffusion": diffusion.build,
+    "language": language.build,
     "score_distillation": score_distillation.build,
 }
 FIELDS = {
@@ -32,8 +34,10 @@ FIELDS = {
     "classification": (),
     "consistency": consistency.FIELDS,
     "diffusion": diffusion.FIELDS,
+    "language": language.FIELDS,
     "score_distillation": score_distillation.FIELDS,
 }
+OF_TEXTS = ("language",)
 
 
 def resolve(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
@@ -53,6 +57,8 @@ def resolve(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
 
 def build(config: ml_collections.ConfigDict, world: World, trained: Trained) -> Task:
     """The task of a resolved config. What a library function or model refuses in it is the user's to mend."""
+    if world.text is not None and config.task not in OF_TEXTS:
+        raise UserError(f"config.data: {config.task} needs pictures, and {config.data.name!r} has none")
     try:
         task = TASKS[config.task](config, world, trained)
         _trace(task, config, world)
