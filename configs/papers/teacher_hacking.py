@@ -1,7 +1,5 @@
 """On Teacher Hacking in Language Model Distillation."""
 
-from typing import Any
-
 import ml_collections
 
 from configs.papers.common import arm, check, paper
@@ -21,7 +19,7 @@ def get_config() -> ml_collections.ConfigDict:
             "metrics.power_law_fit",
         ),
         claim="A student distilled on a fixed set of sequences comes ever closer to its teacher but moves away from the "
-        "truth; fresh sequences or more varied ones prevent it, and a departure from a power law shows it without the truth.",
+        "truth; fresh or more varied sequences prevent it, and a departure from a power law shows it without the truth.",
         headline="Flan-T5 on XSum, WMT and Natural Instructions, 50 epochs: hacking with stored responses, none online",
         study="teacher_hacking",
         seeds=10,
@@ -31,7 +29,7 @@ def get_config() -> ml_collections.ConfigDict:
         "tokens": 8,
         "context": 3,  # tokens before the next: 512 contexts
         "width": 64,  # of truth and student
-        "sharpness": 4.0,  # of the truth, times the logits of a random network
+        "sharpness": 4.0,  # of the truth, times the logits of a random network: the teacher ends about 0.1 nats from it
         "teacher": {"width": 128, "contexts": 400, "samples": 12, "steps": 250, "learning_rate": 3e-3},
         "student": {"samples": 60, "steps": 60},
         "divergence": "forward",
@@ -42,7 +40,7 @@ def get_config() -> ml_collections.ConfigDict:
         "learning_rate": 2e-3,
         "every": 50,  # steps between measurements
         "fitted": 8,  # measurements that the power law is fitted to
-        "level": 0.085,  # of the proxy, at which golden distances are compared
+        "levels": (0.085, 0.1),  # of the proxy, at which golden distances are compared
     }
     config.smoke = {
         "tokens": 3,
@@ -61,6 +59,57 @@ def get_config() -> ml_collections.ConfigDict:
         *(arm(_name(count), stored=count) for count in STORED),
         arm(ONLINE, fresh_fraction=1.0),
         arm(HALF, fresh_fraction=0.5),
+    )
+    matched, few, some = "golden_at_0.085", _name(150), _name(300)
+    config.checks = (
+        check("150 stored: the distance to the truth rises 20 % above its minimum", "golden_ratio", few, at_least=1.2),
+        check(
+            "as far from the teacher, 150 stored are 20 % farther from the truth than fresh ones",
+            matched,
+            few,
+            ONLINE,
+            compare="ratio",
+            at_least=1.2,
+        ),
+        check(
+            "as far from the teacher, 150 stored are farther from the truth than 300", matched, few, some, at_least=0.0
+        ),
+        check(
+            "as far from the teacher, 300 stored are no nearer to the truth than fresh ones",
+            matched,
+            some,
+            ONLINE,
+            at_least=0.0,
+        ),
+        check(
+            "fresh: the power law of steps 50 to 400 foretells the distance to the teacher at 1,500 within 1.4",
+            "excess",
+            ONLINE,
+            at_least=1 / 1.4,
+            at_most=1.4,
+        ),
+        check("150 stored: it is 1.5 times what the law foretells", "excess", few, at_least=1.5),
+    )
+    config.side = (
+        check("fresh: the distance to the truth rises no more than 5 %", "golden_ratio", ONLINE, at_most=1.05),
+        check(
+            "the same at 0.1 nats from the teacher: 150 stored are 20 % farther from the truth than fresh ones",
+            "golden_at_0.1",
+            few,
+            ONLINE,
+            compare="ratio",
+            at_least=1.2,
+        ),
+        check("60 stored: farther from the truth in the end than 150", "golden", _name(60), few, at_least=0.0),
+        check("half fresh: nearer to the truth in the end than 150 stored alone", "golden", HALF, few, at_most=0.0),
+        check(
+            "as far from the teacher, half fresh are nearer to the truth than 150 stored",
+            matched,
+            HALF,
+            few,
+            at_most=0.0,
+        ),
+        check("150 stored: hacked in the sense of the proxy gap", "hacked", few, at_least=1.0, over="every seed"),
     )
     return config
 
