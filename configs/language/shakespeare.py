@@ -9,7 +9,7 @@ def get_config() -> ml_collections.ConfigDict:
     config = common.language("training", common.text(length=65))
     config.model.width, config.model.depth = 64, 2
     config.optimizer.warmup_steps = 50
-    config.steps = 2000
+    config.steps = 1000
     config.log_every = 50
     config.evaluate_every = 500
     config.sampling.length, config.sampling.temperature = 400, 0.8

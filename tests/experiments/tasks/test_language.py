@@ -59,7 +59,7 @@ def test_facts_are_learnt_and_asked_for():
     np.testing.assert_allclose(measured["perplexity"], np.exp(measured["test_loss"]), rtol=1e-6)
     # One of three objects of the right relation by chance.
     assert measured["answer_accuracy"] > 0.5
-    assert len(shown["samples"]) == 4 or len(shown["samples"]) == 16
+    assert len(shown["samples"]) == 16
     assert set(shown["samples"][0].split()) <= set(run.world.text.words)
 
 
