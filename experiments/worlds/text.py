@@ -100,7 +100,7 @@ def _world(config: ml_collections.ConfigDict, characters: tuple[str, ...], train
     def encode(text: str) -> np.ndarray:
         unknown = sorted({character for character in text if character not in numbers})
         if unknown:
-            raise ValueError(f"the data has none of the characters {' '.join(map(repr, unknown))}")
+            raise ValueError(f"the data has none of the characters {', '.join(map(repr, unknown))}")
         return np.array([numbers[character] for character in text or first], np.int32)
 
     def decode(tokens: np.ndarray) -> str:

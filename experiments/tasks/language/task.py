@@ -74,12 +74,12 @@ def network(config: ml_collections.ConfigDict, world: World) -> models.Model:
     return models.build(config.model, example_shape=world.example_shape, num_classes=world.num_classes)
 
 
-def next_token_losses(logits: Array, tokens: Array) -> tuple[Array, Array]:
-    """Cross-entropies [B] summed over the tokens [B, L] after the first, and how many those are, padding left out.
+def next_token_losses(logits: Array, tokens: Array, first: int = 1) -> tuple[Array, Array]:
+    """Cross-entropies [B] summed over tokens [B, L] from place `first` on, and how many those are, padding left out.
 
     `logits` [B, L - 1, V] are those after each token but the last.
     """
-    present = tokens[:, 1:] != PAD
+    present = (tokens[:, 1:] != PAD) & (jnp.arange(1, tokens.shape[1]) >= first)
     each = optax.losses.softmax_cross_entropy_with_integer_labels(logits, tokens[:, 1:])
     return jnp.sum(jnp.where(present, each, 0), axis=1), jnp.sum(present, axis=1)
 
@@ -94,13 +94,17 @@ def _losses(model: models.Model, params: Any, examples: tuple[Array, Array]) -> 
 def _measures(
     config: ml_collections.ConfigDict, world: World, text: Text, model: models.Model
 ) -> Callable[[Any], dict[str, float]]:
-    """What the test set says of parameters: a mean over all its tokens, and the share of its questions answered rightly."""
+    """What the test set says of parameters: a mean over its tokens, and the share of its questions answered rightly.
+
+    Of a distilled model prompts do not count, which it never learnt to write.
+    """
     size = len(world.test)
+    first = config.distillation.prompt_length if config.method == "distillation" else 1
     blocks = np.array_split(np.arange(size), -(-size // config.evaluation.block))
 
     @jax.jit
     def losses(params: Any, tokens: Array) -> tuple[Array, Array]:
-        sums, counts = next_token_losses(model.apply(params, tokens[:, :-1])["logits"], tokens)
+        sums, counts = next_token_losses(model.apply(params, tokens[:, :-1])["logits"], tokens, first)
         return jnp.sum(sums), jnp.sum(counts)
 
     @jax.jit
@@ -117,7 +121,7 @@ def _measures(
             batch = world.test.read(block)
             of_block, tokens = losses(params, batch["tokens"])
             total, count = total + float(of_block), count + float(tokens)
-            characters += sum(len(text.decode(row[1:])) for row in batch["tokens"])
+            characters += sum(len(text.decode(row[first:])) for row in batch["tokens"])
             if text.asks:
                 answers += int(right(params, batch["tokens"], batch["answer"]))
         loss = total / count

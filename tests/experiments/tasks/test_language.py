@@ -84,6 +84,9 @@ def test_padding_does_not_count():
     np.testing.assert_array_equal(counts, [2, 1])
     expected = [-jax.nn.log_softmax(logits[0])[[0, 1], [2, 3]].sum(), -jax.nn.log_softmax(logits[1])[0, 4]]
     np.testing.assert_allclose(sums, expected, rtol=1e-5)
+    later, fewer = language.next_token_losses(logits, tokens, 2)
+    np.testing.assert_array_equal(fewer, [1, 0])
+    np.testing.assert_allclose(later, [-jax.nn.log_softmax(logits[0, 1])[3], 0], rtol=1e-5)
     gradient = np.asarray(jax.grad(loss)(logits))
     assert not gradient[0, 2:].any()
     assert not gradient[1, 1:].any()
