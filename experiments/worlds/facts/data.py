@@ -26,7 +26,8 @@ def build(config: ml_collections.ConfigDict, trained: Trained) -> World:
     """
     del trained
     try:
-        base, train, test = _dealt(config)
+        with jax.ensure_compile_time_eval():  # a plan asks for the world while it traces
+            base, train, test = _dealt(config)
     except ValueError as error:
         raise UserError(f"config.data: {error}") from error
     if not len(test):
