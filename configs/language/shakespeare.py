@@ -12,5 +12,5 @@ def get_config() -> ml_collections.ConfigDict:
     config.steps = 1000
     config.log_every = 50
     config.evaluate_every = 500
-    config.sampling.length, config.sampling.temperature = 400, 0.8
+    config.sampling.temperature = 0.8
     return config
