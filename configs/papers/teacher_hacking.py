@@ -29,7 +29,7 @@ def get_config() -> ml_collections.ConfigDict:
         "tokens": 8,
         "context": 3,  # tokens before the next: 512 contexts
         "width": 64,  # of truth and student
-        "sharpness": 4.0,  # of the truth, times the logits of a random network: the teacher ends about 0.1 nats from it
+        "sharpness": 4.0,  # of the truth, times the logits of a random network: the teacher ends about 0.13 nats from it
         "teacher": {"width": 128, "contexts": 400, "samples": 12, "steps": 250, "learning_rate": 3e-3},
         "student": {"samples": 60, "steps": 60},
         "divergence": "forward",
@@ -110,6 +110,17 @@ def get_config() -> ml_collections.ConfigDict:
             at_most=0.0,
         ),
         check("150 stored: hacked in the sense of the proxy gap", "hacked", few, at_least=1.0, over="every seed"),
+    )
+    config.remarks = (
+        "Golden is the distance to the truth, KL(truth || student), proxy that to the teacher; excess is the last proxy "
+        "over what the power law foretells. The level of 0.085 was set before anything was run, and 9 of 10 students of "
+        "150 contexts end above it (0.111 on average, those of 60 at 0.209): the two checks that need it there can't be "
+        "measured, which counts as failing. At 0.15, which was added after that was seen and which all but the students "
+        "of 60 reach, the order is that of the paper, 150 stored contexts 14 % worse than fresh ones. The distance to the "
+        "truth rises with fresh contexts too: a student that comes close to its teacher moves towards the teacher's own "
+        "distance, 0.132. It falls lower before (0.056 on average against 0.080). With fresh contexts the proxy falls "
+        "faster than its law, not along it. The sharpness of the truth was set by the teacher's own distance, 0.1 with "
+        "the two other seeds of a trial."
     )
     return config
 
