@@ -125,6 +125,77 @@ def consistency(method: str, teacher: ml_collections.ConfigDict | None) -> ml_co
     return config
 
 
+def text(**fields: object) -> ml_collections.ConfigDict:
+    """A text file as rows of characters, the last part of it the test set."""
+    return ml_collections.ConfigDict(
+        {
+            "name": "text",
+            "file": "tinyshakespeare.txt",  # in data_dir or its folder text; empty: the passages of the package
+            "data_dir": "",  # empty: the folder in MLFUNCS_DATA
+            "length": 97,  # characters of a row, all but the first of which are predicted
+            "stride": 32,  # from the start of a training row to that of the next
+            "test_fraction": 0.1,
+            **fields,
+        }
+    )
+
+
+def facts(**fields: object) -> ml_collections.ConfigDict:
+    """A knowledge base in sentences, every word a token."""
+    return ml_collections.ConfigDict(
+        {
+            "name": "facts",
+            "seed": 0,  # of what is true, and of who is told what
+            "subjects": 80,
+            "relations": 4,
+            "objects": 10,
+            "background": 40,  # subjects that are told in all six forms
+            "told": (0, 2),  # forms in which facts of the others are told; the test asks for them in the other forms
+            **fields,
+        }
+    )
+
+
+def language(
+    method: str, data: ml_collections.ConfigDict, teacher: ml_collections.ConfigDict | None = None
+) -> ml_collections.ConfigDict:
+    """A language model; `teacher` is a language config too."""
+    config = base("language")
+    config.method = method  # training, distillation
+    config.data = data
+    config.model = {
+        "name": "language",
+        "width": 128,
+        "depth": 4,
+        "heads": 4,
+        "expansion": 4,
+        "dropout": 0.0,
+        "tie_weights": True,
+        "dtype": "float32",
+    }
+    config.optimizer = optimizer("adamw", 3e-3)
+    config.optimizer.schedule, config.optimizer.clip = "cosine", 1.0
+    config.ema_decay = 0.99
+    config.batch_size = 32
+    # Rows measured at once, texts shown, and responses of the teacher by which a student is measured.
+    config.evaluation = {"block": 256, "samples": 4, "responses": 256}
+    # Texts: so many tokens after the prompt (0: as many as a row has), top_k 0: all tokens may be drawn.
+    config.sampling = {"prompt": "", "length": 0, "temperature": 1.0, "top_k": 0}
+    config.teacher = teacher if teacher is not None else {}
+    config.distillation = {
+        "divergence": "forward",  # KL(teacher || student); or "reverse", "jensen_shannon"
+        "mixture": 0.5,  # of Jensen-Shannon
+        "temperature": 1.0,  # of both next-token distributions
+        "normalize_by_length": True,
+        "prompt_length": 2,  # tokens of a row that are given
+        "fresh": "student",  # who writes responses anew in every step: "student" or "teacher"
+        "fresh_fraction": 0.5,  # of the sequences; the others are stored ones
+        "stored": "teacher",  # whose: responses that the teacher wrote once, or the rows of the "data"
+        "sampling_temperature": 1.0,
+    }
+    return config
+
+
 def condition(**fields: object) -> ml_collections.ConfigDict:
     """How a network with `class_condition` or `token_condition` is trained and guided."""
     return ml_collections.ConfigDict(

@@ -169,19 +169,26 @@ def load_config(workdir: Path) -> ml_collections.ConfigDict:
         raise UserError(f"{workdir / 'config.json'} is corrupt: {error}") from None
 
 
+def _choose(config: ml_collections.ConfigDict, chosen: Mapping[str, Any], workdir: Path) -> None:
+    """Replaces what a run says of how its samples are drawn."""
+    for name, value in chosen.items():
+        sections = [section for section in ("condition", "sampling") if name in (config.get(section, None) or {})]
+        if not sections:
+            lacking = "sampling" if name in ("temperature", "top_k") else "condition"
+            raise UserError(f"{workdir} has no config.{lacking}, so there is no {name} to choose")
+        config[sections[0]][name] = value
+
+
 def restore(
-    workdir: Path, *, evaluate: bool = True, best: bool = False, condition: Mapping[str, Any] | None = None
+    workdir: Path, *, evaluate: bool = True, best: bool = False, chosen: Mapping[str, Any] | None = None
 ) -> Run:
     """A run from its workdir, with the newest checkpoint, or the best by its `checkpoint.best`.
 
-    Without `evaluate` nothing is prepared to measure samples. `condition` has fields that replace those of its
-    `config.condition`.
+    Without `evaluate` nothing is prepared to measure samples. `chosen` has fields that replace those of its
+    `config.condition`, or of its `config.sampling`.
     """
     config = load_config(workdir)
-    if condition:
-        if not config.get("condition", None):
-            raise UserError(f"{workdir} has no config.condition, so there is no {' or '.join(condition)} to choose")
-        config.condition.update(condition)
+    _choose(config, chosen or {}, workdir)
     if not (workdir / "checkpoints").is_dir():
         raise UserError(f"{workdir} holds no checkpoint yet; train it with experiments.train")
     checkpoints = loop.open_checkpoints(config, workdir)

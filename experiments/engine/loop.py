@@ -3,7 +3,7 @@
 import math
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ from experiments.engine.errors import UserError, unknown
 from experiments.engine.pipeline import Order, stream
 from experiments.engine.report import Report
 from experiments.engine.stopping import Stopped, StopRequest
-from experiments.engine.task import Batch, Panels, State, Task
+from experiments.engine.task import Batch, Shown, State, Task
 from experiments.worlds import Split
 
 INIT, TRAIN, EVALUATE, SAMPLE = range(4)  # streams of random numbers of one seed
@@ -316,8 +316,8 @@ def starting_state(
 
 def evaluate(
     task: Task, state: State, config: ml_collections.ConfigDict, step: int
-) -> tuple[dict[str, float], dict[str, Panels]]:
-    """What the task measures of the state, and its pictures."""
+) -> tuple[dict[str, float], Mapping[str, Shown]]:
+    """What the task measures of the state, and its pictures or texts."""
     key = jax.random.fold_in(stream_key(config, EVALUATE), step)
     measured, panels = task.evaluate(hosts.local(state), key)
     return {name: float(value) for name, value in measured.items()}, panels

@@ -1,14 +1,14 @@
-"""PNG files: grids of images side by side, and curves over training."""
+"""PNG files: grids of images side by side, and curves over training. Texts go into files of their own."""
 
 import math
 import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard, cast
 
 import numpy as np
 
-from experiments.engine.task import Panels
+from experiments.engine.task import Panels, Shown
 
 PANEL_INCHES = 3.2
 MOST_COLUMNS = 3
@@ -26,6 +26,31 @@ def grid(images: np.ndarray) -> np.ndarray:
         top, left = (place // columns) * (height + 1), (place % columns) * (width + 1)
         picture[top : top + height, left : left + width] = image
     return picture
+
+
+def are_texts(shown: Shown) -> TypeGuard[list[str]]:
+    """Whether these are texts and no pictures."""
+    return bool(shown) and isinstance(shown[0], str)
+
+
+def ending(shown: Shown) -> str:
+    """Of the name of a file with pictures or texts."""
+    return ".txt" if are_texts(shown) else ".png"
+
+
+def write(path: Path, shown: Shown) -> None:
+    """Pictures as one PNG file, texts as one below the other."""
+    if are_texts(shown):
+        partial = path.with_name(path.name + ".partial")
+        partial.write_text(headed(shown), encoding="utf-8")
+        os.replace(partial, path)
+    else:
+        write_panels(path, cast(Panels, shown))
+
+
+def headed(texts: Sequence[str]) -> str:
+    """Texts below each other, each under its number."""
+    return "".join(f"--- {number} ---\n{text}\n" for number, text in enumerate(texts))
 
 
 def write_panels(path: Path, panels: Panels) -> None:

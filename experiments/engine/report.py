@@ -6,12 +6,13 @@ from types import TracebackType
 
 from experiments.engine import hosts, pictures
 from experiments.engine.logs import Display, Records
-from experiments.engine.task import Panels
+from experiments.engine.task import Shown
 
 
 def newest_samples(workdir: Path) -> Path | None:
-    """The picture of the latest evaluation; others that somebody has put beside it do not count."""
-    steps = {path: path.stem.rpartition("_")[2] for path in workdir.glob("samples_*.png")}
+    """The picture or text of the latest evaluation; others that somebody has put beside it do not count."""
+    paths = [path for ending in ("png", "txt") for path in workdir.glob(f"samples_*.{ending}")]
+    steps = {path: path.stem.rpartition("_")[2] for path in paths}
     return max(
         (path for path, step in steps.items() if step.isdigit()), key=lambda path: int(steps[path]), default=None
     )
@@ -51,11 +52,11 @@ class Report:
         if self._display:
             self._display.line(step, loss, rate)
 
-    def evaluated(self, step: int, measured: Mapping[str, float], panels: Mapping[str, Panels]) -> None:
-        """The summary line of an evaluation, and its pictures."""
+    def evaluated(self, step: int, measured: Mapping[str, float], shown: Mapping[str, Shown]) -> None:
+        """The summary line of an evaluation, and its pictures or texts."""
         if self._display:
-            for name, drawn in panels.items():
-                pictures.write_panels(self.workdir / f"{name}_{step}.png", drawn)
+            for name, drawn in shown.items():
+                pictures.write(self.workdir / f"{name}_{step}{pictures.ending(drawn)}", drawn)
             told = "  ".join(f"{name} {value:.4g}" for name, value in measured.items())
             self._display.say(f"{self.label}  step {step}  {told}")
 

@@ -13,6 +13,7 @@ from experiments.engine.task import Axes
 from experiments.models.autoencoder import Autoencoder
 from experiments.models.classifier import Classifier
 from experiments.models.dit import DiT
+from experiments.models.language import LanguageModel
 from experiments.models.mamba import Mamba
 from experiments.models.mlp import ResidualMLP
 from experiments.models.perceptron import Perceptron
@@ -27,6 +28,7 @@ MODELS: dict[str, Any] = {
     "autoencoder": Autoencoder,
     "classifier": Classifier,
     "dit": DiT,
+    "language": LanguageModel,
     "mamba": Mamba,
     "mlp": ResidualMLP,
     "perceptron": Perceptron,

@@ -150,5 +150,17 @@ def attention(by_head: Array, *, causal: bool = False, mask: Array | None = None
     return jax.nn.dot_product_attention(query, key, value, mask=seen, is_causal=causal).reshape(*by_head.shape[:2], -1)
 
 
+def rotary(x: Array, places: Array, *, base: float = 10_000.0) -> Array:
+    """Queries or keys x [B, T, heads, D], D even, each pair of features turned by an angle in proportion to its place [T].
+
+    The product of two then depends on how far they are apart, not on where they stand (Su et al., arXiv:2104.09864).
+    """
+    half = x.shape[-1] // 2
+    angles = places[:, None].astype(jnp.float32) * base ** (-jnp.arange(half) / half)
+    cosine, sine = jnp.cos(angles)[:, None], jnp.sin(angles)[:, None]
+    one, other = jnp.split(x.astype(jnp.float32), 2, axis=-1)
+    return jnp.concatenate([one * cosine - other * sine, one * sine + other * cosine], axis=-1).astype(x.dtype)
+
+
 LECUN: Callable[..., Array] = nnx.initializers.lecun_normal()
 ZERO: Callable[..., Array] = nnx.initializers.zeros_init()

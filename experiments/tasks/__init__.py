@@ -15,6 +15,7 @@ from experiments.tasks import (
     consistency,
     diffusion,
     distillation,
+    language,
     score_distillation,
 )
 from experiments.worlds import Trained, World
@@ -26,6 +27,7 @@ TASKS = {
     "consistency": consistency.build,
     "diffusion": diffusion.build,
     "distillation": distillation.build,
+    "language": language.build,
     "score_distillation": score_distillation.build,
 }
 FIELDS = {
@@ -35,8 +37,10 @@ FIELDS = {
     "consistency": consistency.FIELDS,
     "diffusion": diffusion.FIELDS,
     "distillation": distillation.FIELDS,
+    "language": language.FIELDS,
     "score_distillation": score_distillation.FIELDS,
 }
+OF_TEXTS = ("language",)
 
 
 def resolve(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
@@ -56,6 +60,8 @@ def resolve(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
 
 def build(config: ml_collections.ConfigDict, world: World, trained: Trained) -> Task:
     """The task of a resolved config. What a library function or model refuses in it is the user's to mend."""
+    if world.text is not None and config.task not in OF_TEXTS:
+        raise UserError(f"config.data: {config.task} needs pictures, and {config.data.name!r} has none")
     try:
         task = TASKS[config.task](config, world, trained)
         _trace(task, config, world)

@@ -62,17 +62,37 @@ class Captions(NamedTuple):
     compare: Callable[[np.ndarray, np.ndarray], dict[str, np.ndarray]]
 
 
+class Text(NamedTuple):
+    """What a world of rows of tokens knows of them.
+
+    Its examples are {"tokens": int32 [L], with 0 for padding; "row": int32, the place in the split}, and where `asks`
+    "answer": int32, the place of the first token that answers what is before it.
+    """
+
+    words: tuple[str, ...]  # by token, "" for padding, start and end
+    encode: Callable[[str], np.ndarray]  # a text -> int32 [n], n >= 1, as a row begins; ValueError where it is none
+    decode: Callable[[np.ndarray], str]  # int [n] -> text
+    end: int = -1  # token after which a row is padding; -1: rows are full
+    asks: bool = False
+
+
+def no_pictures(values: Array) -> Array:
+    """Stands in a world of texts for what turns pictures into numbers."""
+    raise UserError("config.data has texts, and no pictures")
+
+
 class World(NamedTuple):
-    """A data set: raw examples {"image", "label", ...} and what a model needs to know of them."""
+    """A data set: raw examples {"image", "label", ...} or those of a `Text`, and what a model needs to know of them."""
 
     train: Split
     test: Split
     example_shape: tuple[int, ...]
-    num_classes: int
-    to_model: Callable[[Array], Array]  # raw "image" values -> floats that models train on
-    to_pixels: Callable[[Array], Array]  # floats of a model -> uint8 images [B, H, W, C]
+    num_classes: int  # of labels; of tokens where the world is one of texts
+    to_model: Callable[[Array], Array] = no_pictures  # raw "image" values -> floats that models train on
+    to_pixels: Callable[[Array], Array] = no_pictures  # floats of a model -> uint8 images [B, H, W, C]
     flip: bool = False  # mirror images at random while training
     captions: Captions | None = None
+    text: Text | None = None
 
 
 Trained = Callable[[ml_collections.ConfigDict], Any]
@@ -80,12 +100,14 @@ Trained = Callable[[ml_collections.ConfigDict], Any]
 
 def build(config: ml_collections.ConfigDict, trained: Trained) -> World:
     """The world that `config.name` names; `trained(config)` gives a world that needs a model one."""
-    from experiments.worlds import digits, images, latents, scenes
+    from experiments.worlds import digits, facts, images, latents, scenes, text
 
     known: dict[str, Callable[..., World]] = {
         "digits": digits.build,
+        "facts": facts.build,
         "latents": latents.build,
         "scenes": scenes.build,
+        "text": text.build,
     }
     name = config.name
     if name in known:
@@ -101,12 +123,14 @@ def describe(config: ml_collections.ConfigDict, trained: Trained) -> World:
 
     `trained(config)` gives a run of which the state may be shapes alone.
     """
-    from experiments.worlds import digits, images, latents, scenes
+    from experiments.worlds import digits, facts, images, latents, scenes, text
 
     known: dict[str, Callable[..., World]] = {
         "digits": digits.build,
+        "facts": facts.build,  # it is small, and nothing is read
         "latents": latents.describe,
         "scenes": scenes.describe,
+        "text": text.describe,
     }
     if config.name in known:
         return known[config.name](config, trained)

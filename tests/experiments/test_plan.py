@@ -130,6 +130,8 @@ TINY = {
         ("consistency/latent_digits", {}),
         ("consistency/digits", {"method": "easy_tuning"}),
         ("classification/digits", {}),
+        ("language/shakespeare", {"model.width": 16, "model.depth": 1}),
+        ("language/facts_distillation", {"model.width": 16, "teacher.model.width": 16}),
         ("classification/digits", {"evaluate_every": 10, "checkpoint.best": "test_accuracy"}),
     ],
 )

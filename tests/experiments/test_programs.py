@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from experiments import runs, tasks
 from experiments.engine import compiling
-from tests.experiments.helpers import ROOT, only_line, program, tiny_flags
+from tests.experiments.helpers import ROOT, only_line, program, small, tiny_flags
 
 
 @pytest.fixture(scope="module")
@@ -137,6 +138,19 @@ def test_sampling(trained):
     again = program("experiments.sample", f"--workdir={workdir}", "--num=20", f"--out={out}")
     assert again.returncode == 2
     assert "exists" in again.stderr
+
+
+def test_texts_are_printed_and_written(tmp_path):
+    config = small("language/facts", steps=2, **{"model.width": 16, "model.depth": 1, "checkpoint.every": 2})
+    runs.train(tasks.resolve(config), tmp_path / "run")
+    out = tmp_path / "texts.txt"
+    asked = ("experiments.sample", f"--workdir={tmp_path / 'run'}", "--num=3", "--steps=4", f"--out={out}")
+    sampled = program(*asked, "--prompt=what is", "--temperature=0")
+    assert sampled.returncode == 0, sampled.stderr
+    assert out.read_text().count("what is") == 3
+    assert out.read_text() in sampled.stdout
+    assert "3 samples in 4 tokens" in sampled.stdout
+    assert "exists" in only_line(program(*asked))
 
 
 def test_comparing(trained):

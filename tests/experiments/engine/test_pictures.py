@@ -105,3 +105,13 @@ def test_curves_of_any_values(losses, tmp_path):
     records = [{"step": step, "loss": float(loss)} for step, loss in enumerate(losses)]
     pictures.write_curves(tmp_path / "curves.png", records)
     assert ink(tmp_path / "curves.png") > 0
+
+
+def test_texts_go_into_a_file_of_their_own(tmp_path):
+    texts, images = ["one\nline", "zwei ü"], [("title", np.zeros((1, 4, 4, 1), np.uint8))]
+    assert (pictures.ending(texts), pictures.ending(images)) == (".txt", ".png")
+    pictures.write(tmp_path / "a.txt", texts)
+    assert (tmp_path / "a.txt").read_text(encoding="utf-8") == "--- 0 ---\none\nline\n--- 1 ---\nzwei ü\n"
+    pictures.write(tmp_path / "a.png", images)
+    Image.open(tmp_path / "a.png").verify()
+    assert {path.name for path in tmp_path.iterdir()} == {"a.txt", "a.png"}

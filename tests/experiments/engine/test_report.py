@@ -15,3 +15,5 @@ def test_the_newest_samples(tmp_path):
     ):
         (tmp_path / name).touch()
     assert report.newest_samples(tmp_path) == tmp_path / "samples_1000.png"
+    (tmp_path / "samples_2000.txt").touch()
+    assert report.newest_samples(tmp_path) == tmp_path / "samples_2000.txt"

@@ -18,6 +18,7 @@ SMALL = {
     "autoencoder": {"width": 5, "latent": 3},
     "classifier": {"channels": (4, 6), "features": 5},
     "dit": {"width": 8, "depth": 2, "heads": 2, "expansion": 2},
+    "language": {"width": 8, "heads": 2, "depth": 2, "expansion": 2},
     "mamba": {"width": 8, "depth": 2, "states": 3},
     "mlp": {"width": 8, "depth": 2, "fourier_features": 6},
     "resnet": {"channels": (4, 6), "blocks_per_level": 2},

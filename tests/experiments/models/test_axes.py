@@ -31,6 +31,7 @@ def declared(model):
         ("dit", {}),
         ("resnet", {}),
         ("transformer", {}),
+        ("language", {}),
         ("unet", {}),
         ("unet", ATTENDING),
     ],

@@ -159,7 +159,7 @@ def test_a_restored_run_takes_another_prompt_and_scale(tmp_path):
     given = config(steps=2, **{"checkpoint.every": 2})
     state = runs.train(given, tmp_path).state
     asked = {"prompt": "small red circle", "guidance": 3.0}
-    run = runs.restore(tmp_path, evaluate=False, condition=asked)
+    run = runs.restore(tmp_path, evaluate=False, chosen=asked)
     assert run.config.condition.to_dict() == {"dropout": 0.1, **asked}
     drawn = run.task.sample(run.state, jax.random.key(0), 3, 1)
     told = {"tokens": np.stack([run.world.captions.encode("small red circle")] * 4)}
@@ -172,7 +172,7 @@ def test_a_restored_run_takes_another_prompt_and_scale(tmp_path):
 def test_a_run_without_a_condition_takes_none(tmp_path):
     configuration.save(tasks.resolve(small("diffusion/digits")), tmp_path)
     with pytest.raises(UserError, match=r"has no config\.condition, so there is no guidance to choose"):
-        runs.restore(tmp_path, evaluate=False, condition={"guidance": 2.0})
+        runs.restore(tmp_path, evaluate=False, chosen={"guidance": 2.0})
 
 
 @pytest.mark.parametrize(

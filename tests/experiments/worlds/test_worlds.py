@@ -31,5 +31,7 @@ def test_batch_larger_than_the_data():
 @pytest.mark.parametrize("name", ["digit", "latents/digits"])
 def test_unknown_name_lists_the_known(name, tmp_path):
     config = ml_collections.ConfigDict({"name": name, "data_dir": str(tmp_path)})
-    with pytest.raises(UserError, match=rf"config\.data\.name '{name}'; known: .*cifar10, digits, latents, mnist"):
+    with pytest.raises(
+        UserError, match=rf"config\.data\.name '{name}'; known: .*cifar10, digits, facts, latents, mnist, scenes, text"
+    ):
         worlds.build(config, None)

@@ -1,13 +1,4 @@
-"""A knowledge base in sentences: subjects, relations and objects, each fact told in several forms.
-
-    base = facts.knowledge_base(subjects=60, relations=4, objects=10)     words and templates; nothing random
-    truth = facts.draw(key, base)                                         which object each fact has
-    given = facts.sentences(base, truth, *facts.grid(subjects, relations, forms))
-
-Sentences are arrays of tokens of one length. The object is the only word that the rest of a sentence does not settle, and it
-comes last but for the end, so the words before it are a question with one exact answer. Everything but `knowledge_base` can
-be traced, and `jax.vmap` over keys makes many worlds.
-"""
+"""What can be said, what is true, and the sentences that say it."""
 
 import dataclasses
 import functools
