@@ -1,11 +1,11 @@
 """Draws samples from a trained run and writes them as one picture, or texts as one file.
 
-usage: python -m experiments.sample --workdir=DIR [--num=64] [--steps=1] [--seed=0] [--best]
+usage: python -m experiments.sample --workdir=DIR [--num=64] [--steps=2] [--seed=0] [--best]
                                      [--prompt="large red circle"] [--guidance=2] [--temperature=0.8] [--top_k=20]
                                      [--out=samples.png] [--overwrite]
 
-  --steps        network jumps of a consistency model, Heun steps of a diffusion model, by default 1; tokens of a language
-                 model, by default what config.sampling says
+  --steps        network jumps of a consistency model, by default 1; Heun steps of a diffusion model, by default the most of
+                 config.evaluation.steps; tokens of a language model, by default what config.sampling says
   --best         from the checkpoint with the best metric, where config.checkpoint.best kept one, not the newest
   --prompt       what all samples show, where the run was trained on captions; else sample i has the i-th test caption.
                  What all samples of a language model begin with

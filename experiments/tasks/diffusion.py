@@ -87,7 +87,7 @@ def build(config: ml_collections.ConfigDict, world: World, trained: Trained) -> 
         panels.append(("real", common.real_pixels(world, evaluation.pictured)))
         return measured, {"samples": panels}
 
-    return Task(init, update, evaluate, sample, model.axes)
+    return Task(init, update, evaluate, sample, model.axes, steps=max(evaluation.steps, default=1))
 
 
 def network(config: ml_collections.ConfigDict, world: World) -> models.Model:

@@ -36,6 +36,7 @@ def test_classification_learns():
 def test_diffusion_learns_and_samples():
     run, losses = trained("diffusion/digits", 60, **{**SMALL_MLP, "model.width": 64})
     assert np.mean(losses[-10:]) < 0.9 * np.mean(losses[:10])
+    assert run.task.steps == 18  # a denoiser shows noise in one
     images = run.task.sample(run.state, jax.random.key(0), 6, 4)
     assert images.shape == (6, 8, 8, 1)
     np.testing.assert_array_equal(images[:2], run.task.sample(run.state, jax.random.key(0), 2, 4))
