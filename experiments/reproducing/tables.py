@@ -1,6 +1,6 @@
 """Tables that several papers share: every arm that a config enters in one, in its row and column."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -69,9 +69,7 @@ def gather(entries: Sequence[tuple[str, Any, Numbers]]) -> Cells:
 
 def _show_one(title: str, cells: Cells, papers: Sequence[str], workdir: Path) -> None:
     columns = list(dict.fromkeys(column for row in cells.values() for column in row))
-    # The best of the first column that a row has come first; what is measured elsewhere alone comes last.
-    first = columns[0]
-    order = sorted(cells, key=lambda row: -float(np.mean(cells[row][first])) if first in cells[row] else np.inf)
+    order = sorted(cells, key=lambda row: _place(cells[row], columns))
     rows = showing.rows({row: cells[row] for row in order}, columns)
     table = Table(title=f"{title}: mean over seeds ± half of its 95 % interval")
     table.add_column("")
@@ -87,6 +85,12 @@ def _show_one(title: str, cells: Cells, papers: Sequence[str], workdir: Path) ->
     panels = {column: {row: cells[row][column] for row in order if column in cells[row]} for column in columns}
     pictures.write_points(picture, title, panels, rules.interval)
     print(f"of {', '.join(papers)}; table {page}; picture {picture}", flush=True)
+
+
+def _place(row: Mapping[str, Sequence[float]], columns: Sequence[str]) -> tuple[int, float]:
+    """The largest mean of the first column stands first; rows that are measured only elsewhere follow, likewise."""
+    first = next(index for index, column in enumerate(columns) if column in row)
+    return first, -float(np.mean(row[columns[first]]))
 
 
 def _markdown(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], papers: Sequence[str]) -> str:
