@@ -96,8 +96,6 @@ def get_config() -> ml_collections.ConfigDict:
             )
             for says in ("Jensen-Shannon, T = 2", "total variation, T = 2")
         ),
-    )
-    config.side = (
         *(
             check(
                 f"{setting}: Sinkhorn makes KL better",
@@ -109,6 +107,8 @@ def get_config() -> ml_collections.ConfigDict:
             )
             for setting in (NOISY, WRONG, FEW)
         ),
+    )
+    config.side = (
         check(
             "Sinkhorn gives a gradient where supports are disjoint",
             "disjoint_gradient",
