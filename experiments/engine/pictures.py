@@ -93,10 +93,15 @@ def write_curves(path: Path, records: Sequence[Mapping[str, Any]]) -> None:
 
 
 def write_points(
-    path: Path, title: str, panels: Mapping[str, Mapping[str, Sequence[float]]], interval: Interval
+    path: Path,
+    title: str,
+    panels: Mapping[str, Mapping[str, Sequence[float]]],
+    interval: Interval,
+    *,
+    most_columns: int = MOST_COLUMNS,
 ) -> None:
     """A panel for each metric, its arms beneath each other: every value a point, and the mean with its interval."""
-    columns = min(MOST_COLUMNS, len(panels))
+    columns = min(most_columns, len(panels))
     lines = math.ceil(len(panels) / columns)
     arms = list(dict.fromkeys(arm for found in panels.values() for arm in found))
     figure = _figure(2.2 + 3.4 * columns, 0.8 + lines * (0.9 + 0.3 * len(arms)))

@@ -83,7 +83,7 @@ def _show_one(title: str, cells: Cells, papers: Sequence[str], workdir: Path) ->
     workdir.mkdir(parents=True, exist_ok=True)
     page.write_text(_markdown(title, columns, rows, papers))
     panels = {column: {row: cells[row][column] for row in order if column in cells[row]} for column in columns}
-    pictures.write_points(picture, title, panels, rules.interval)
+    pictures.write_points(picture, title, panels, rules.interval, most_columns=len(panels))
     print(f"of {', '.join(papers)}; table {page}; picture {picture}", flush=True)
 
 
