@@ -65,7 +65,7 @@ def get_config() -> ml_collections.ConfigDict:
     small = {"width": 16, "depth": 1, "heads": 1}
     config.smoke = {
         "run": {**short, "model": small, "teacher": {**short, "model": small}},
-        "judge": short,
+        "judge": {**short, "model": {"features": 8}},
         "samples": 32,
     }
     config.arms = (
@@ -75,7 +75,7 @@ def get_config() -> ml_collections.ConfigDict:
         arm(AWAY, steer="attention", scale=0.5),
         arm(FARTHER, steer="attention", scale=1.0),
     )
-    config.smoke_arms = (RANDOM, AWAY)
+    config.smoke_arms = (AWAY,)  # which draws without a negative prompt too
     every: Any = {"over": "every seed"}
     rate, shape = "negative_rate", "shape_accuracy"
     config.checks = (

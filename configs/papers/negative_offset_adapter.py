@@ -36,11 +36,11 @@ def get_config() -> ml_collections.ConfigDict:
         "shared": {
             "cache_dir": "",
             "teacher": teacher,  # one for all seeds
-            "scale": 3.0,  # of guidance
+            "scale": 2.0,  # of guidance
             "steps": 4,
             "substeps": 3,  # of the base for each of the few steps
             "reference_steps": 25,
-            "adapter": {"steps": 600, "batch": 16, "learning_rate": 1e-3, "empty": 0.3},
+            "adapter": {"steps": 600, "batch": 16, "learning_rate": 1e-3, "empty": 0.5},
             "tuning": {"data": tuned, "steps": 300, "batch": 16, "learning_rate": 5e-4},
             "samples": 240,
         },

@@ -38,7 +38,8 @@ def run(config: ml_collections.ConfigDict, key: Array) -> dict[str, float]:
     captioned_key, asked_key = jax.random.split(jax.random.fold_in(key, 1))
     captions = jnp.asarray(student.world.test.read(np.arange(config.samples))["tokens"])
     noise = partial(jax.random.normal, shape=(config.samples, *student.world.example_shape))
-    plain, steered = sampler(student, "none", 0.0), sampler(student, config.steer, config.scale)
+    plain = sampler(student, "none", 0.0)
+    steered = plain if config.steer == "none" else sampler(student, config.steer, config.scale)
     asked = questions(student.world, config.samples)
     return {
         **judge.quality(plain(noise(captioned_key), captions, captions), captions),

@@ -30,9 +30,9 @@ class Asked(NamedTuple):
     """What samples are to show and not to show, a row each."""
 
     tokens: Array  # [N, L]
-    negative: Array  # [N, L], a colour
-    color: Array  # [N] of the negative prompt
-    open: Array  # bool [N]: the prompt leaves the colour open
+    negative: Array  # [N, L]
+    color: Array  # [N] in either prompt
+    open: Array  # bool [N]: the prompt leaves the colour open, and the negative prompt names one
 
 
 def prepare(shared: ml_collections.ConfigDict, key: Array) -> dict[str, Any]:
@@ -75,32 +75,29 @@ def run(config: ml_collections.ConfigDict, key: Array, given: dict[str, Any]) ->
 
 
 def questions(world: worlds.World, number: int) -> Asked:
-    """Prompts in turn: a colour and a shape, and a shape alone; each with a negative prompt of another colour."""
+    """In turn a prompt of a colour and a shape with an empty negative prompt, and one of a shape with a negative colour."""
     assert world.captions is not None
-    words, negative, colors, open_ = [], [], [], []
-    for row in range(number):
-        (shape, color), bare = divmod(row // 2 % 30, len(scenes.COLORS)), bool(row % 2)
-        other = (color + 1 + row // 60) % len(scenes.COLORS)
-        other = (other + 1) % len(scenes.COLORS) if other == color else other
-        words.append(scenes.SHAPES[shape] if bare else f"{scenes.COLORS[color]} {scenes.SHAPES[shape]}")
-        negative.append(scenes.COLORS[other])
-        colors.append(other)
-        open_.append(bare)
-    tokens, opposed = (
-        jnp.asarray(np.stack([world.captions.encode(text) for text in some])) for some in (words, negative)
-    )
-    return Asked(tokens, opposed, jnp.asarray(colors), jnp.asarray(open_))
+    shape, color = np.divmod(np.arange(number) // 2 % 30, len(scenes.COLORS))
+    bare = np.arange(number) % 2 == 1
+
+    def encoded(before: np.ndarray, after: np.ndarray) -> Array:
+        texts = (" ".join(words).strip() for words in zip(before, after, strict=True))
+        return jnp.asarray(np.stack([world.captions.encode(text) for text in texts]))  # type: ignore[union-attr]
+
+    colors, silent = np.asarray(scenes.COLORS)[color], np.full(number, "")
+    tokens = encoded(np.where(bare, silent, colors), np.asarray(scenes.SHAPES)[shape])
+    return Asked(tokens, encoded(silent, np.where(bare, colors, silent)), jnp.asarray(color), jnp.asarray(bare))
 
 
 def judged(world: worlds.World, found: Array, asked: Asked) -> dict[str, float]:
-    """Shares of samples as prompts say, and, where prompts leave the colour open, of that of the negative prompt."""
+    """Shares of samples as prompts say, and, where prompts leave the colour open, of the colour they are not to be of."""
     assert world.captions is not None
     pictures = np.asarray(world.to_pixels(found))
-    right = world.captions.agree(pictures, np.asarray(asked.tokens))
+    right, bare = world.captions.agree(pictures, np.asarray(asked.tokens)), np.asarray(asked.open)
     shown = np.asarray(scenes.hue(pictures.astype(np.float32) / 255)) == np.asarray(asked.color)
     return {
-        "accuracy": float(np.mean(right["color"] & right["shape"])),
-        "negative_rate": float(np.mean(shown[np.asarray(asked.open)])),
+        "accuracy": float(np.mean((right["color"] & right["shape"])[~bare])),
+        "negative_rate": float(np.mean(shown[bare])),
     }
 
 
