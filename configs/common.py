@@ -86,6 +86,9 @@ def scenes(**fields: object) -> ml_collections.ConfigDict:
             "test_size": 1024,
             "held_out": 0,  # so many pairs of shape and colour are in the test set alone; 0: both sets show all
             "mention": ("size", "style", "color", "shape", "place", "background"),  # what captions say
+            "unsaid": 0.0,  # chance of each of these to be left out of a caption, each by itself
+            "jitter": 1.0,  # how far from the middle of its cell an object may lie: 0 not at all, 1 as far as it fits
+            "only": {},  # the words of an attribute that there are, {"style": ("plain",), "background": ("grey",)}; else all
             **fields,
         }
     )

@@ -185,6 +185,8 @@ def negative_offset_attention(
     extra_gain: ArrayLike = 1.0,
     extra_bias: ArrayLike = 0.0,
     strength: ArrayLike = 1.0,
+    mask: ArrayLike | None = None,
+    negative_mask: ArrayLike | None = None,
 ) -> Array:
     r"""Cross-attention with an adapter's negative-positive offset (SpeedUpNet), heads merged.
 
@@ -208,13 +210,17 @@ def negative_offset_attention(
       extra_gain: g_e, likewise; starts at 1.
       extra_bias: b_e, likewise; starts at 0.
       strength: s, scalar or [B]; 0 is the base layer, 1 the trained adapter. The official code has no such factor.
+      mask: bool [B, Nk], False for the padding of the prompt; `extra_key` has the same, so that Ne = Nk where it is given.
+        The official code has no masks and attends to padding; None does too.
+      negative_mask: bool [B, Nn], the same for the negative prompt. A prompt that is all padding contributes its bias.
 
     Returns:
       [B, Nq, C] in the precision of the values. A branch of norm at most 1e-12 contributes its bias alone.
 
     Raises:
       ValueError: arrays not [B, H, N, D] or that do not fit, a prompt without tokens, one of `extra_key` and `extra_value`
-        without the other, gains or biases not scalar or [C], `strength` not scalar or [B].
+        without the other, gains or biases not scalar or [C], `strength` not scalar or [B], masks not bool or of
+        other shapes.
 
     References:
       Chai et al., SpeedUpNet: A Plug-and-Play Adapter Network for Accelerating Text-to-Image Diffusion Models,
@@ -236,14 +242,16 @@ def negative_offset_attention(
     )
     extra = _per_channel("extra_gain", extra_gain, channels), _per_channel("extra_bias", extra_bias, channels)
 
-    base = _merge_heads(_attend(query, key, value))
+    base = _merge_heads(_attend(query, key, value, _key_mask("mask", mask, key)))
     norm = _norm(base)
-    offset = -_match_norm(_merge_heads(_attend(query, negative_key, negative_value)), norm, *negative)
+    away = _attend(query, negative_key, negative_value, _key_mask("negative_mask", negative_mask, negative_key))
+    offset = -_match_norm(_merge_heads(away), norm, *negative)
     dtypes = [value, negative_value]
     if extra_key is not None and extra_value is not None:
         _check_tokens(query, extra_key, extra_value, "extra_")
         _check_same_width(value, "extra_value", extra_value)
-        offset += _match_norm(_merge_heads(_attend(query, extra_key, extra_value)), norm, *extra)
+        towards = _attend(query, extra_key, extra_value, _key_mask("mask", mask, extra_key))
+        offset += _match_norm(_merge_heads(towards), norm, *extra)
         dtypes.append(extra_value)
     return (base + expand_like(as_float(strength), offset) * offset).astype(_result_dtype(*dtypes))
 

@@ -30,6 +30,9 @@ INCIDENTAL = frozenset(
 # Fields that configs of older runs lack, with what they mean where they are not given.
 ADDED: dict[str, Any] = {"accumulate": 1, "checkpoint.best": "", "checkpoint.best_mode": "min", "init_from": ""}
 
+# These and fields that tell nothing apart where they have this value, so that older runs count as the same.
+NEUTRAL: dict[str, Any] = {**ADDED, "data.jitter": 1.0, "data.only": {}, "data.unsaid": 0.0}
+
 
 def complete(config: ml_collections.ConfigDict) -> None:
     """Adds the fields of ADDED that a config lacks."""
@@ -61,7 +64,7 @@ def _changes_nothing(path: str, value: Any) -> bool:
     parts = path.split(".")
     inner = {".".join(parts[i:j]) for i in range(len(parts)) for j in range(i + 1, len(parts) + 1)}
     ends = {".".join(parts[i:]) for i in range(len(parts))}
-    return bool(inner & INCIDENTAL) or any(ADDED[end] == value for end in ends & ADDED.keys())
+    return bool(inner & INCIDENTAL) or any(NEUTRAL[end] == value for end in ends & NEUTRAL.keys())
 
 
 def computation(config: ml_collections.ConfigDict | dict[str, Any]) -> dict[str, Any]:

@@ -208,6 +208,35 @@ def test_examples_do_not_mix():
     np.testing.assert_allclose(sharded(*eight), jnp.concatenate([together] * 4), rtol=1e-5, atol=1e-6)
 
 
+def test_padding_of_prompts_takes_no_part_in_offsets():
+    mask = jnp.arange(6) < jnp.array([[4], [6]])
+    negative_mask = jnp.arange(2) < jnp.array([[1], [2]])
+    out = attention.negative_offset_attention(
+        QUERY,
+        KEY,
+        VALUE,
+        NEGATIVE_KEY,
+        NEGATIVE_VALUE,
+        EXTRA_KEY,
+        EXTRA_VALUE,
+        mask=mask,
+        negative_mask=negative_mask,
+    )
+    short = attention.negative_offset_attention(
+        *(x[:1] for x in (QUERY, KEY[:, :, :4], VALUE[:, :, :4], NEGATIVE_KEY[:, :, :1], NEGATIVE_VALUE[:, :, :1])),
+        *(x[:1, :, :4] for x in (EXTRA_KEY, EXTRA_VALUE)),
+    )
+    whole = attention.negative_offset_attention(
+        *(x[1:] for x in (QUERY, KEY, VALUE, NEGATIVE_KEY, NEGATIVE_VALUE, EXTRA_KEY, EXTRA_VALUE))
+    )
+    np.testing.assert_allclose(out, jnp.concatenate([short, whole]), rtol=1e-5, atol=1e-6)
+    # A negative prompt that is all padding is a branch of zeros.
+    silent = attention.negative_offset_attention(
+        QUERY, KEY, VALUE, NEGATIVE_KEY, NEGATIVE_VALUE, negative_mask=jnp.zeros((2, 2), bool)
+    )
+    np.testing.assert_allclose(silent, plain(KEY, VALUE), rtol=1e-5, atol=1e-6)
+
+
 @pytest.mark.parametrize("which", ["negative", "extra", "base"])
 def test_a_branch_of_zeros_gives_its_bias_and_finite_gradients(which):
     zero = {"negative": 4, "extra": 6, "base": 2}[which]
@@ -290,6 +319,12 @@ def test_what_negative_offset_attention_refuses():
             call(**{name: jnp.ones(4)})
     with pytest.raises(ValueError, match="strength must be a scalar or have shape"):
         call(strength=jnp.ones(3))
+    with pytest.raises(ValueError, match=r"negative_mask must have shape \(2, 2\)"):
+        call(negative_mask=jnp.ones((2, 3), bool))
+    with pytest.raises(ValueError, match="mask must be bool"):
+        call(mask=jnp.ones((2, 6)))
+    with pytest.raises(ValueError, match=r"mask must have shape \(2, 5\)"):
+        call(EXTRA_KEY[:, :, :5], EXTRA_VALUE[:, :, :5], mask=jnp.ones((2, 6), bool))
 
 
 def gate_params(key, features, width):

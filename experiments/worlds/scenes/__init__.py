@@ -23,6 +23,7 @@ from experiments.worlds.scenes.captions import (
     caption,
     decode,
     encode,
+    leave_out,
     length,
     negative,
     read,
@@ -46,7 +47,7 @@ from experiments.worlds.scenes.description import (
     place,
     splits,
 )
-from experiments.worlds.scenes.detector import detect
+from experiments.worlds.scenes.detector import detect, hue
 from experiments.worlds.scenes.pictures import masks, render
 
 __all__ = [
@@ -78,7 +79,9 @@ __all__ = [
     "draw",
     "encode",
     "examples",
+    "hue",
     "label",
+    "leave_out",
     "length",
     "masks",
     "negative",

@@ -100,6 +100,25 @@ def _token(value: ArrayLike, words: Sequence[str], mentioned: bool) -> Array:
     return jnp.where((value >= 0) & mentioned, value + _NUMBERS[words[0]], PAD)
 
 
+def leave_out(key: Array, scene: Scene, rate: ArrayLike) -> Scene:
+    """The scene with each attribute of each object, and its ground, unknown with probability `rate`, each by itself.
+
+    For captions that leave things unsaid: what is there stays there. Row and column of a place go together.
+    """
+    names = (*OBJECT_ATTRIBUTES, "position")
+    *keys, ground_key = jax.random.split(key, len(names) + 1)
+
+    def left(key: Array, value: ArrayLike, axes: int) -> Array:
+        value = jnp.asarray(value)
+        unknown = jax.random.bernoulli(key, rate, value.shape[: value.ndim - axes])
+        return jnp.where(unknown.reshape(*unknown.shape, *(1,) * axes), jnp.asarray(-1, value.dtype), value)
+
+    fields = {
+        name: left(key, getattr(scene, name), int(name == "position")) for name, key in zip(names, keys, strict=True)
+    }
+    return scene._replace(**fields, background=left(ground_key, scene.background, 0))
+
+
 def negative(key: Array, scene: Scene, *, attribute: str = "color") -> Array:
     """int32 [..., L]: a prompt of one word that is true of nothing in the scene, drawn among those there are.
 

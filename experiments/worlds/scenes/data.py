@@ -13,8 +13,17 @@ from jax.typing import ArrayLike
 from experiments.engine.errors import UserError
 from experiments.worlds import Captions, InMemory, Split, Trained, World, Zeros
 from experiments.worlds.scenes.agreement import ASPECTS, agree, compare
-from experiments.worlds.scenes.captions import ATTRIBUTES, WORDS, caption, encode, length
-from experiments.worlds.scenes.description import COLORS, SHAPES, Scene, Splits, draw, splits
+from experiments.worlds.scenes.captions import ATTRIBUTES, WORDS, caption, encode, leave_out, length
+from experiments.worlds.scenes.description import (
+    BACKGROUNDS,
+    COLORS,
+    SHAPES,
+    Scene,
+    Splits,
+    combinations,
+    draw,
+    splits,
+)
 from experiments.worlds.scenes.pictures import check_size, render
 
 
@@ -29,6 +38,9 @@ class _Settings(NamedTuple):
     train_size: int
     test_size: int
     mention: tuple[str, ...]
+    unsaid: float
+    jitter: float
+    backgrounds: tuple[str, ...]
 
 
 def _settings(config: ml_collections.ConfigDict) -> tuple[_Settings, Splits]:
@@ -38,7 +50,13 @@ def _settings(config: ml_collections.ConfigDict) -> tuple[_Settings, Splits]:
     for name, value in sizes.items():
         if value < 1:
             raise UserError(f"config.data.{name} must be at least 1, got {value}")
+    unsaid, jitter = float(config.get("unsaid", 0.0)), float(config.get("jitter", 1.0))
+    for name, share in (("unsaid", unsaid), ("jitter", jitter)):
+        if not 0 <= share <= 1:
+            raise UserError(f"config.data.{name} must be in [0, 1], got {share}")
     try:
+        only = {attribute: tuple(words) for attribute, words in dict(config.get("only", {})).items()}
+        backgrounds = only.pop("background", BACKGROUNDS)
         settings = _Settings(
             seed=seed,
             image_size=int(config.get("image_size", 16)),
@@ -46,10 +64,13 @@ def _settings(config: ml_collections.ConfigDict) -> tuple[_Settings, Splits]:
             fewest=int(config.get("fewest", objects)),
             grid=int(config.get("grid", 2)),
             mention=tuple(config.get("mention", ATTRIBUTES)),
+            unsaid=unsaid,
+            jitter=jitter,
+            backgrounds=backgrounds,
             **sizes,
         )
         check_size(settings.image_size)
-        dealt = splits(seed, held_out=held_out)
+        dealt = splits(seed, held_out=held_out, rows=combinations(**only))
         _shapes(settings, dealt)
     except ValueError as error:
         raise UserError(f"config.data: {error}") from error
@@ -61,9 +82,19 @@ def _shapes(settings: _Settings, dealt: Splits) -> dict[str, jax.ShapeDtypeStruc
 
 
 def _example(key: Array, settings: _Settings, rows: ArrayLike) -> tuple[Scene, dict[str, Array]]:
-    scene = draw(key, rows, objects=settings.objects, fewest=settings.fewest, grid=settings.grid)
+    scene = draw(
+        key,
+        rows,
+        objects=settings.objects,
+        fewest=settings.fewest,
+        grid=settings.grid,
+        jitter=settings.jitter,
+        backgrounds=settings.backgrounds,
+    )
     picture = jnp.round(255 * render(scene, settings.image_size)).astype(jnp.uint8)
-    return scene, {"image": picture, "label": label(scene), "tokens": caption(scene, mention=settings.mention)}
+    # A key of its own, so that what is left out changes no picture.
+    said = leave_out(jax.random.fold_in(key, 1), scene, settings.unsaid) if settings.unsaid else scene
+    return scene, {"image": picture, "label": label(scene), "tokens": caption(said, mention=settings.mention)}
 
 
 def label(scene: Scene) -> Array:

@@ -47,6 +47,23 @@ def detect(picture: ArrayLike, *, objects: int = 4) -> Scene:
     return _detect(picture, objects)
 
 
+def hue(picture: ArrayLike, *, least: float = 0.02) -> Array:
+    """Int [...] in COLORS: the colour that most of pictures [..., S, S, 3] in [0, 1] is of, in whatever form, blurred too.
+
+    Counts pixels that are at least a quarter as coloured as an object; -1 where these are less than `least` of the picture.
+    """
+    _, share = _shares(jnp.clip(jnp.asarray(picture), 0, 1))
+    colored = jax.nn.one_hot(jnp.argmax(share, axis=-1), len(COLORS)) * (jnp.max(share, axis=-1, keepdims=True) > 0.25)
+    areas = jnp.mean(colored, axis=(-3, -2))
+    return jnp.where(jnp.sum(areas, axis=-1) >= least, jnp.argmax(areas, axis=-1), -1)
+
+
+def _shares(picture: Array) -> tuple[Array, Array]:
+    """Lightness [..., S, S], and how much of each colour an object gives to pixels, [..., S, S, colours]."""
+    light = jnp.mean(picture, axis=-1)
+    return light, (picture - light[..., None]) @ jnp.array(_HUES).T / _HUE**2
+
+
 @functools.partial(jax.jit, static_argnums=1)
 def _detect(picture: Array, objects: int) -> Scene:
     one = jnp.vectorize(
@@ -78,8 +95,7 @@ def _regions(color: Array, solid: Array) -> Array:
 
 def _detect_one(picture: Array, objects: int) -> Scene:
     pixels = picture.shape[0]
-    light = jnp.mean(picture, axis=-1)
-    share = (picture - light[..., None]) @ jnp.array(_HUES).T / _HUE**2  # [S, S, colours]
+    light, share = _shares(picture)
     color, most = jnp.argmax(share, axis=-1), jnp.max(share, axis=-1)
 
     grounds = jnp.array(grounds_of(pixels))

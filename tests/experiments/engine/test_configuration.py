@@ -60,6 +60,8 @@ COMPUTING = [
     ("evaluation.features", {}),
     ("evaluation.features.width", 5),
     ("evaluation.features.data.name", "mnist"),
+    ("data.unsaid", 0.1),
+    ("data.only", {"style": ["plain"]}),
 ]
 INCIDENTAL = [
     ("log_every", 1),
@@ -73,6 +75,9 @@ INCIDENTAL = [
     ("cache_dir", "elsewhere"),
     ("data.data_dir", "/b"),
     ("data.resident_bytes", 0),
+    ("data.unsaid", 0.0),
+    ("data.jitter", 1.0),
+    ("data.only", {}),
     ("teacher.checkpoint.every", 2),
     ("evaluation.features.log_every", 1),
     ("evaluation.features.data.data_dir", "/b"),

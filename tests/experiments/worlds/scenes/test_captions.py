@@ -90,6 +90,29 @@ def test_negative_prompts_are_true_of_nothing(attribute):
     assert len(np.unique(batch[:, 1])) >= len(words)
 
 
+def test_what_is_left_out_is_said_of_nothing():
+    drawn = many(3000, objects=2)
+    left = scenes.leave_out(jax.random.key(0), drawn, 0.3)
+    parts = {name: np.asarray(getattr(left, name)) for name in (*scenes.OBJECT_ATTRIBUTES, "background")}
+    parts["place"] = np.asarray(left.position)[..., 0]
+    unknown = {name: values.astype(np.float32) == -1 for name, values in parts.items()}
+    for name, missing in unknown.items():
+        # 5 deviations of a share of so many draws.
+        assert abs(missing.mean() - 0.3) < 5 * np.sqrt(0.3 * 0.7 / missing.size), name
+    # Each by itself: any two are left out together in 0.09 of the objects.
+    both = np.mean(unknown["color"] & unknown["shape"])
+    assert abs(both - 0.09) < 5 * np.sqrt(0.09 * 0.91 / 6000)
+    np.testing.assert_array_equal(np.asarray(left.position)[..., 1] == -1, unknown["place"])
+    for name in scenes.OBJECT_ATTRIBUTES:
+        kept = np.where(unknown[name], getattr(drawn, name), parts[name])
+        np.testing.assert_array_equal(kept, getattr(drawn, name))
+    np.testing.assert_array_equal(left.present, drawn.present)
+    everything = scenes.leave_out(jax.random.key(1), drawn, 1.0)
+    assert scenes.decode(scenes.caption(everything)[0]) == ""
+    nothing = scenes.leave_out(jax.random.key(1), drawn, 0.0)
+    np.testing.assert_array_equal(scenes.caption(nothing), scenes.caption(drawn))
+
+
 def test_encode_and_decode():
     np.testing.assert_array_equal(scenes.encode("", 4), [scenes.START, scenes.END, scenes.PAD, scenes.PAD])
     assert scenes.decode(scenes.encode("red circle", 8)) == "red circle"

@@ -62,6 +62,33 @@ def test_captions_mention_what_is_asked():
     assert {scenes.decode(line) for line in world.train.examples["tokens"]} <= set(scenes.SHAPES)
 
 
+def test_captions_may_leave_things_out_and_pictures_stay_as_they_are():
+    full = worlds.build(config(train_size=400), None).train.examples
+    some = worlds.build(config(train_size=400, mention=("color", "shape"), unsaid=0.5), None).train.examples
+    np.testing.assert_array_equal(full["image"], some["image"])
+    np.testing.assert_array_equal(full["label"], some["label"])
+    said = scenes.read(some["tokens"])
+    shape, color = said.shape[:, 0], said.color[:, 0]
+    assert np.all((shape == -1) | (shape == full["label"] // 6))
+    assert np.all((color == -1) | (color == full["label"] % 6))
+    shares = [
+        np.mean((shape >= 0) & (color >= 0)),
+        np.mean((shape >= 0) & (color < 0)),
+        np.mean((shape < 0) & (color < 0)),
+    ]
+    np.testing.assert_allclose(shares, 0.25, atol=5 * np.sqrt(0.25 * 0.75 / 400))
+
+
+def test_only_some_words_and_places():
+    only = {"style": ("striped",), "size": ("large",), "background": ("grey", "black")}
+    drawn, _ = scenes.examples(config(train_size=200, grid=1, jitter=0.0, only=only), "train")
+    assert {scenes.STYLES[i] for i in drawn.style.ravel()} == {"striped"}
+    assert {scenes.SIZES[i] for i in drawn.size.ravel()} == {"large"}
+    assert {scenes.BACKGROUNDS[i] for i in drawn.background} == {"grey", "black"}
+    assert len(set(drawn.color.ravel().tolist())) == len(scenes.COLORS)
+    np.testing.assert_allclose(drawn.position, 0.5, atol=1e-6)
+
+
 def test_the_world_without_its_data():
     given = config(objects=3, image_size=32, train_size=10**7)
     described = worlds.describe(given, None)
@@ -94,6 +121,11 @@ def test_defaults_are_those_of_configs():
         ({"objects": 5}, r"config\.data: objects must be in \[1, 4\]"),
         ({"held_out": 30}, r"config\.data: held_out must be in"),
         ({"mention": ("weight",)}, r"config\.data: mention must name"),
+        ({"unsaid": 1.5}, r"config\.data\.unsaid must be in \[0, 1\], got 1\.5"),
+        ({"jitter": -1.0}, r"config\.data\.jitter must be in \[0, 1\], got -1\.0"),
+        ({"only": {"style": ("woolly",)}}, r"config\.data: style must be one of .* got 'woolly'"),
+        ({"only": {"weight": ("heavy",)}}, r"config\.data: attribute must be one of .* got 'weight'"),
+        ({"only": {"background": ()}}, r"config\.data: backgrounds must name at least one"),
     ],
 )
 def test_bad_settings_are_the_users(fields, says):

@@ -120,3 +120,22 @@ def test_what_it_refuses():
         scenes.detect(jnp.zeros((4, 4, 3)))
     with pytest.raises(ValueError, match="objects must be at least 1"):
         scenes.detect(jnp.zeros((16, 16, 3)), objects=0)
+
+
+def test_the_hue_of_pictures_sharp_or_blurred():
+    drawn = jax.tree.map(lambda x: x[::3], every_single(seed=7))
+    pictures = pictures_of(drawn, 16)
+    np.testing.assert_array_equal(scenes.hue(pictures), drawn.color[:, 0])
+    # Means over neighbours are what a generator of one step may draw; the detector sees no shape in most of them.
+    near = (pictures + np.roll(pictures, 1, 1) + np.roll(pictures, 1, 2) + np.roll(pictures, (1, 1), (1, 2))) / 4
+    np.testing.assert_array_equal(scenes.hue(near), drawn.color[:, 0])
+    assert np.all(np.asarray(scenes.hue(np.repeat(pictures[:4, ..., :1], 3, -1))) == -1)
+    # Of two colours the larger; a single pixel is too little.
+    two = np.full((16, 16, 3), 0.3, np.float32)
+    two[:4, :4, 0] += 0.6
+    two[8:, 8:, 2] += 0.6
+    assert scenes.COLORS[int(scenes.hue(two))] == "blue"
+    one = np.full((16, 16, 3), 0.3, np.float32)
+    one[3, 3, 0] += 0.6
+    assert scenes.hue(one) == -1
+    assert scenes.hue(one, least=0.001) == 0
