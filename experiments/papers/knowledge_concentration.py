@@ -5,6 +5,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import ml_collections
+import numpy as np
 import optax
 from jax import Array
 
@@ -16,7 +17,7 @@ from mlfuncs import adapters, distillation
 VECTORISED = True
 VERTICALS = 10  # tens digits
 CLASSES = 100
-CLASS_VERTICAL = tuple(number // VERTICALS for number in range(CLASSES))
+CLASS_VERTICAL = np.arange(CLASSES) // VERTICALS
 TARGETS = ("labels", "specialists")
 
 

@@ -1,5 +1,6 @@
 """A student that imitates a random, frozen teacher, without labels: do its features know more than the teacher's?"""
 
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -53,10 +54,9 @@ def logits(config: ml_collections.ConfigDict, params: dict[str, Any], x: Array) 
     return representation.normalized_bottleneck(hidden, last["kernel"], last["bias"], params["output"])
 
 
-def probed(
-    config: ml_collections.ConfigDict, train: Array, test: Array, labels: tuple[Array, Array]
-) -> dict[str, Array]:
-    """Test accuracies of nearest neighbours and of a linear classifier on standardised features."""
+def probed(config: ml_collections.ConfigDict, sets: Sequence[Array], labels: tuple[Array, Array]) -> dict[str, Array]:
+    """Test accuracies of nearest neighbours and of a linear classifier on standardised features of both sets."""
+    train, test = sets
     scaled_train, scaled_test = (representation.standardize_features(train, part) for part in (train, test))
     votes = representation.nearest_neighbor_predictions(
         scaled_train, labels[0], scaled_test, neighbors=config.neighbors
@@ -85,7 +85,7 @@ def prepare(config: ml_collections.ConfigDict, key: Array) -> dict[str, Any]:
     train, test = digits_noise.splits(config.train, config.test, training.CLASSES)
     labels = train.y, test.y
     teacher = initial(config, key)
-    of_teacher = probed(config, *(features(config, teacher, part.x) for part in (train, test)), labels)
+    of_teacher = probed(config, [features(config, teacher, part.x) for part in (train, test)], labels)
     on_pixels = training.accuracy(linear_probe(config, train.x, train.y, test.x), test.y)
     return {"teacher": teacher, "of_teacher": of_teacher, "pixel_probe_accuracy": on_pixels}
 
@@ -110,7 +110,7 @@ def run(config: ml_collections.ConfigDict, key: Array, shared: dict[str, Any]) -
     student = distillation.interpolate_parameters(teacher, initial(sizes, other_key), fraction=config.locality)
     rows = training.batches(order_key, sizes.train, config.batch, config.steps)
     student, _, _ = training.fit(loss, student, optax.adam(config.learning_rate), rows, key)
-    found = probed(sizes, *(features(sizes, student, part.x) for part in (train, test)), (train.y, test.y))
+    found = probed(sizes, [features(sizes, student, part.x) for part in (train, test)], (train.y, test.y))
     missed = distillation.kullback_leibler(logits(sizes, student, test.x), logits(sizes, teacher, test.x))
     result = {"divergence_from_teacher": jnp.mean(missed), "pixel_probe_accuracy": shared["pixel_probe_accuracy"]}
     for probe, value in found.items():
