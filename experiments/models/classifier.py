@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import jax.numpy as jnp
 from flax import nnx
@@ -12,7 +13,7 @@ from experiments.models.convolution import Convolution
 
 
 class Classifier(nnx.Module):
-    """x [B, H, W, C] -> {"logits" [B, num_classes], "features" [B, features]}."""
+    """x [B, H, W, C] -> {"logits" [B, num_classes], "features" [B, features], "hidden": maps of every convolution}."""
 
     def __init__(
         self,
@@ -40,10 +41,12 @@ class Classifier(nnx.Module):
         self.dense = layers.dense(height * width * current, features, outputs_hold="hidden", dtype=compute, rngs=rngs)
         self.last = layers.dense(features, num_classes, inputs_hold="hidden", dtype=compute, rngs=rngs)
 
-    def __call__(self, x: Array, *, keys: Array | None = None) -> dict[str, Array]:
+    def __call__(self, x: Array, *, keys: Array | None = None) -> dict[str, Any]:
+        hidden = []
         for index in range(self.depth):
             x = nnx.relu(getattr(self, f"layer_{index}")(x))
+            hidden.append(x)
         x = layers.dropout(x.reshape(x.shape[0], -1), keys, self.rate, 0)
         features = nnx.relu(self.dense(x))
         logits = self.last(layers.dropout(features, keys, self.rate, 1))
-        return {"logits": logits.astype(jnp.float32), "features": features.astype(jnp.float32)}
+        return {"logits": logits.astype(jnp.float32), "features": features.astype(jnp.float32), "hidden": tuple(hidden)}

@@ -16,7 +16,9 @@ def test_shapes(shape, channels, flat):
     params = shapes(model)
     assert params["dense"]["kernel"].shape == (flat, 5)
     out = jax.eval_shape(model.apply, params, inputs(shape)[0])
-    assert {name: value.shape for name, value in out.items()} == {"logits": (4, 7), "features": (4, 5)}
+    assert {name: out[name].shape for name in ("logits", "features")} == {"logits": (4, 7), "features": (4, 5)}
+    assert [maps.shape[-1] for maps in out["hidden"]] == list(channels)
+    assert out["hidden"][-1].size == 4 * flat
 
 
 def test_logits_are_linear_in_the_features():
@@ -48,7 +50,8 @@ def test_bfloat16():
     half, full = build("classifier", dtype="bfloat16"), build("classifier")
     params, (x, _) = weights(full), inputs((8, 8, 1))
     out, exact = compiled(half)(params, x), compiled(full)(params, x)
-    for name, value in out.items():
+    for name in ("logits", "features"):
+        value = out[name]
         assert value.dtype == np.float32
         assert np.abs(value - exact[name]).max() > 0  # computed in fewer digits
         np.testing.assert_allclose(value, exact[name], atol=0.05)
