@@ -116,7 +116,8 @@ def first_labelled(key: Array, labels: Array, classes: int, slots: int) -> Array
 
 def answers(student: models.Model, params: Any, x: Array) -> Answers:
     seen = student.apply(params, x)
-    return Answers(*jnp.split(seen["logits"], 2, axis=-1), seen["features"])
+    label, distilled = jnp.split(seen["logits"], 2, axis=-1)
+    return Answers(label, distilled, seen["features"])
 
 
 def probabilities(seen: Answers, mix: Array | float) -> Array:

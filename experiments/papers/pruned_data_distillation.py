@@ -92,7 +92,7 @@ def run(config: ml_collections.ConfigDict, key: Array, shared: dict[str, Any]) -
         train,
         test,
         shared["taught"],
-        jnp.resize(rows, size),
+        jnp.resize(rows, (size,)),
         config.examples,
         jnp.asarray(config.soft_weights),
         config=ml_collections.FrozenConfigDict({"classes": config.shared.classes, **settings}),
