@@ -64,6 +64,7 @@ POSITIVE: dict[str, type] = {
     "heads": int,
     "latent": int,
     "patch": int,
+    "repeats": int,
     "states": int,
     "token_width": int,
     "width": int,

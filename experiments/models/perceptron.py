@@ -16,7 +16,8 @@ ACTIVATIONS = {"gelu": nnx.gelu, "relu": nnx.relu, "tanh": jnp.tanh}
 class Perceptron(nnx.Module):
     """x [B, ...] -> {"logits" [B, num_classes], "features" [B, width], "hidden": activations of every hidden layer}.
 
-    `masks`, one array [B or 1, width] a hidden layer or None, multiply the activations as they are.
+    `norm` is a layer norm before every activation. `masks`, one array [B or 1, width] a hidden layer or None, multiply
+    the activations as they are.
     """
 
     def __init__(
@@ -29,6 +30,7 @@ class Perceptron(nnx.Module):
         activation: str = "relu",
         hidden_bias: bool = True,
         head_bias: bool = True,
+        norm: str = "none",
         dtype: str = "float32",
     ):
         if activation not in ACTIVATIONS:
@@ -38,6 +40,7 @@ class Perceptron(nnx.Module):
         current = math.prod(example_shape)
         for index, width in enumerate(widths):
             setattr(self, f"layer_{index}", nnx.Linear(current, width, use_bias=hidden_bias, dtype=compute, rngs=rngs))
+            setattr(self, f"norm_{index}", layers.LayerNorm(width, norm, rngs))
             current = width
         self.last = layers.dense(
             current, num_classes, inputs_hold="hidden", use_bias=head_bias, dtype=compute, rngs=rngs
@@ -47,7 +50,8 @@ class Perceptron(nnx.Module):
         masks = [None] * self.depth if masks is None else masks
         h, hidden = x.reshape(x.shape[0], -1), []
         for index, mask in enumerate(masks):
-            h = ACTIVATIONS[self.activation](getattr(self, f"layer_{index}")(h))
+            h = getattr(self, f"norm_{index}")(getattr(self, f"layer_{index}")(h))
+            h = ACTIVATIONS[self.activation](h)
             h = h if mask is None else h * mask
             hidden.append(h)
         return {"logits": self.last(h).astype(jnp.float32), "features": h, "hidden": tuple(hidden)}

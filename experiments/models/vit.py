@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax import Array
@@ -15,7 +16,8 @@ class VisionTransformer(nnx.Module):
     """x [B, H, W, C] -> {"logits" [B, num_classes], "features" [B, width], "hidden"}.
 
     "hidden" are the tokens [B, P, width] after every block, each under the last norm, row by row of the patch grid;
-    "features" is the mean of the last of them over patches.
+    "features" is the mean of the last of them over patches. With `repeats` the stack of `depth` blocks is run through so
+    many times with the same weights.
     """
 
     def __init__(
@@ -29,6 +31,7 @@ class VisionTransformer(nnx.Module):
         heads: int = 4,
         patch: int = 2,
         expansion: int = 4,
+        repeats: int = 1,
         dtype: str = "float32",
     ):
         if len(example_shape) != 3:
@@ -39,7 +42,7 @@ class VisionTransformer(nnx.Module):
         if width % heads:
             raise ValueError(f"model.width must be a multiple of model.heads {heads}, got {width}")
         compute = jnp.dtype(dtype)
-        self.depth, self.patch = depth, patch
+        self.depth, self.patch, self.repeats = depth, patch, repeats
         self.embed = nnx.Linear(patch * patch * channels, width, dtype=compute, rngs=rngs)
         self.places = nnx.Embed((height // patch) * (breadth // patch), width, dtype=compute, rngs=rngs)
         for index in range(depth):
@@ -50,9 +53,16 @@ class VisionTransformer(nnx.Module):
     def __call__(self, x: Array) -> dict[str, Any]:
         tokens = vision.patchify(x, patch=self.patch)
         h = self.embed(tokens) + self.places(jnp.arange(tokens.shape[1]))
-        hidden = []
-        for index in range(self.depth):
-            h = getattr(self, f"block_{index}")(h, causal=False)
-            hidden.append(self.norm(h).astype(jnp.float32))
+
+        def stack(h: Array, _: None) -> tuple[Array, tuple[Array, ...]]:
+            hidden = []
+            for index in range(self.depth):
+                h = getattr(self, f"block_{index}")(h, causal=False)
+                hidden.append(self.norm(h).astype(jnp.float32))
+            return h, tuple(hidden)
+
+        # A loop, so that a program does not grow with the repeats.
+        _, seen = jax.lax.scan(stack, h, length=self.repeats, unroll=self.repeats == 1)
+        hidden = [block[turn] for turn in range(self.repeats) for block in seen]
         features = jnp.mean(hidden[-1], axis=1)
         return {"logits": self.last(features).astype(jnp.float32), "features": features, "hidden": tuple(hidden)}

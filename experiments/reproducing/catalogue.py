@@ -15,7 +15,7 @@ from experiments.engine.errors import UserError, unknown
 
 ROOT = Path(__file__).resolve().parents[2]
 CONFIGS, STUDIES = ROOT / "configs" / "papers", ROOT / "experiments" / "papers"
-NO_STUDY = frozenset({"__init__", "common", "digits_noise", "training"})
+NO_STUDY = frozenset({"__init__", "common", "digits_noise", "probes", "training"})
 COMPARE = ("value", "difference", "ratio")
 BEST = ("max", "min", "median")
 FIELDS = (

@@ -47,6 +47,15 @@ def test_gradients_reach_inner_layers_from_inner_features_alone():
     np.testing.assert_array_equal(gradient["block_1"]["first"]["kernel"], 0)
 
 
+def test_repeats_run_the_same_blocks_again():
+    shared, once = build("vit", depth=1, repeats=2), build("vit", depth=2)
+    params = weights(shared)
+    out = compiled(shared)(params, IMAGES)
+    twice = compiled(once)(params | {"block_1": params["block_0"]}, IMAGES)
+    for found, expected in zip(out["hidden"], twice["hidden"], strict=True):
+        np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
+
+
 def test_what_it_refuses():
     with pytest.raises(ValueError, match=r"width must be a multiple of model\.heads 3, got 8"):
         build("vit", heads=3)
