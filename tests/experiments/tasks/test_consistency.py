@@ -222,7 +222,7 @@ def test_a_sample_does_not_depend_on_how_many_are_drawn(prepared):
         ({"ema_decay": 1.0}, "ema_decay"),
         ({"evaluation.block": 0}, "evaluation.block"),
         ({"model.width": -1}, "model.width"),
-        ({"model.name": "resnet"}, "model.name must be one of"),
+        ({"model.name": "rasnet"}, "model.name must be one of"),
         ({"model.depht": 2}, "model.depht is no field"),
         ({"optimizer.name": "sdg"}, "config.optimizer.name 'sdg'"),
         ({"optimizer.learning_rate": 0.0}, "learning_rate"),
