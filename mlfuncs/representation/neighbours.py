@@ -29,18 +29,6 @@ class _Neighbours(NamedTuple):
         places = jax.lax.top_k(ranked, min(k, ranked.shape[1]))[1]
         return _Neighbours(*(jnp.take_along_axis(part, places, axis=1) for part in self))
 
-    def only_best(self, k: int) -> "_Neighbours":
-        """All places, of which the best alone are found. As `best`, but nothing moves: on CPUs that has a slow gradient."""
-        if k >= self.scores.shape[1]:
-            return self
-        ranked = jax.lax.stop_gradient(jnp.where(self.found, self.scores, -jnp.inf))
-        # The maximum is much cheaper than a sort.
-        least = jnp.max(ranked, axis=1, keepdims=True) if k == 1 else jax.lax.top_k(ranked, k)[0][:, -1:]
-        above, tied = ranked > least, ranked == least
-        room = k - jnp.sum(above, axis=1, keepdims=True)
-        kept = above | (tied & (jnp.cumsum(tied, axis=1) <= room)) | jnp.isnan(ranked)
-        return self._replace(found=self.found & kept)
-
     def best_of_all(self, k: int, batch: int, axis_name: str | None) -> "_Neighbours":
         """The best of this device's queries, of which each device knows those in its own part of the bank."""
         best = self.best(k)
@@ -161,18 +149,13 @@ def leave_one_out_neighbours(
         _checks.within("exclude", exclude, -1, places - 1)
     every = _similarities(queries, bank, bank_labels, temperature, exclude, axis_name)
     labels = jnp.asarray(query_labels, jnp.int32)[:, None]
-    alone = axis_name is None
-    nearest = every.only_best(k) if alone else every.best_of_all(k, batch, axis_name)
+    nearest = every.best_of_all(k, batch, axis_name)
     if guarantee_positive:
         same = every._replace(found=every.found & (every.labels == gather_batch(labels, axis_name)))
-        closest = same.only_best(1) if alone else same.best_of_all(1, batch, axis_name)
+        closest = same.best_of_all(1, batch, axis_name)
         lacking = ~jnp.any(nearest.found & (nearest.labels == labels), axis=1, keepdims=True)
-        added = closest.found & lacking
-        if alone:
-            nearest = nearest._replace(found=nearest.found | added)
-        else:
-            both = zip(nearest, closest._replace(found=added), strict=True)
-            nearest = _Neighbours(*(jnp.concatenate(parts, axis=1) for parts in both))
+        closest = closest._replace(found=closest.found & lacking)
+        nearest = _Neighbours(*(jnp.concatenate(both, axis=1) for both in zip(nearest, closest, strict=True)))
     return _vote_loss(nearest, nearest.labels == labels, 0.0 if guarantee_positive else jnp.inf)
 
 
