@@ -4,7 +4,7 @@ from typing import Any
 
 import ml_collections
 
-OVER = ("mean", "median", "every seed", "share of seeds", "paired interval", "bootstrap interval")
+OVER = ("mean", "median", "spread", "every seed", "share of seeds", "paired interval", "bootstrap interval")
 
 
 def paper(
@@ -86,6 +86,11 @@ def check(
         "every seed", "share of seeds" (at least `share` of them), or the 95 % interval of the mean over seeds, which has
         to lie within the bounds: "paired interval" (Student's t) or "bootstrap interval".
       best: which mean is the best one: "max", "min" or "median", of an even number the higher of the two in the middle.
+      over: what the bounds are put on: the "mean" over seeds (of a ratio: the ratio of the means), the "median" or the
+        "spread" (standard deviation) likewise, "every seed", "share of seeds" (at least `share` of them), or the 95 %
+        interval of the mean over seeds, which has to lie within the bounds: "paired interval" (Student's t) or "bootstrap
+        interval".
+      best: "max" or "min", which mean is the best one.
       condition: whether this is no claim, but what makes the comparison a fair one: it must hold for "reproduced", and
         where it alone holds, nothing is reproduced in part.
     """

@@ -89,6 +89,15 @@ def get_config() -> ml_collections.ConfigDict:
             **every,
         ),
         check(
+            "and spread less over seeds",
+            "frechet_distance",
+            RANDOM,
+            FIXED,
+            compare="ratio",
+            at_most=1.0,
+            over="spread",
+        ),
+        check(
             "attention leaves at most 0.3 of the unwanted colour",
             rate,
             AWAY,
@@ -101,10 +110,18 @@ def get_config() -> ml_collections.ConfigDict:
         check("it is obeyed more often than guidance", "obeyed", AWAY, GUIDED, at_least=0.0, **every),
     )
     config.side = (
+        check("random scales draw as many shapes rightly", "captioned_shape", RANDOM, FIXED, at_least=0.0),
         check("random scales keep as many colours", "color_entropy", RANDOM, FIXED, at_least=0.0),
         check("guidance leaves more of the colour than attention", rate, GUIDED, AWAY, at_least=0.0),
         check("guidance costs 5 points of shapes", shape, GUIDED, RANDOM, at_most=-0.05),
         check("at scale 1 attention leaves less of the colour", rate, FARTHER, AWAY, at_most=0.0),
         check("and costs more shapes", shape, FARTHER, AWAY, at_most=0.0),
+    )
+    config.remarks = (
+        "One teacher of one width for all seeds, two seeds, and 600 updates of 16: smaller than the claim of stability asks "
+        "for, and a spread over two seeds says little. Fréchet distances of random scales are 2.6 and 3.7, those of scale 4 "
+        "are 5.4 and 4.8. Both generators have the same rates, none of which was searched. The teacher had 3,000 updates of "
+        "32; with guidance 2 and 12 Heun steps 61 % of 300 samples have the right shape and 92 % the right colour. "
+        "Shapes are read by a small classifier, colours from the pixels. Attention is steered without training for it."
     )
     return config

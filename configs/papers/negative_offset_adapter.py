@@ -40,7 +40,7 @@ def get_config() -> ml_collections.ConfigDict:
             "steps": 4,
             "substeps": 3,  # of the base for each of the few steps
             "reference_steps": 25,
-            "adapter": {"steps": 600, "batch": 16, "learning_rate": 1e-3, "empty": 0.5},
+            "adapter": {"steps": 1200, "batch": 16, "learning_rate": 1e-3, "empty": 0.5},
             "tuning": {"data": tuned, "steps": 300, "batch": 16, "learning_rate": 5e-4},
             "samples": 240,
         },
@@ -99,5 +99,16 @@ def get_config() -> ml_collections.ConfigDict:
             at_most=1.0,
         ),
         check("the reference obeys the negative prompt", rate, REFERENCE, UNGUIDED, compare="ratio", at_most=0.5),
+    )
+    config.remarks = (
+        "The adapter takes over the guided colour, not the guided shape: its samples all have the right colour (seed 0), "
+        "as the base's do, but the right shape less often than these, so that there is a loss in accuracy and no gain to "
+        "keep on the fine-tune. It had 1,200 updates of 16, fewer than are usual, and always learns whole steps of the "
+        "sampler, of 3 substeps, where the paper's target becomes longer in training; whether more updates would do is "
+        "not known. One teacher for all seeds, of 3,000 updates of 32. On seed 0 were changed: the scale of guidance, "
+        "from 3, at which the reference itself lost its shapes, prompts that were to be right, which had a negative "
+        "colour too, and the weight of levels, from a uniform one with 600 updates (accuracy 0.29, error 0.011). That of "
+        "the base's training is our choice; the authors' is not public. The squared error is in values of [-1, 1]; 120 "
+        "samples of each kind of prompt."
     )
     return config

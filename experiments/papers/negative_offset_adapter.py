@@ -200,12 +200,16 @@ def adapter_loss(
     negative: Array,
     key: Array,
 ) -> Array:
-    """One pass with the adapter against the guided steps of the base between two levels of the few-step sampler: [B]."""
+    """One pass with the adapter against the guided steps of the base between two levels of the few-step sampler: [B].
+
+    Weighted as in the base's training, in the scale of the network's outputs: in that of clean images the lowest levels,
+    where details are made, would count for nothing.
+    """
     place_key, noise_key = jax.random.split(key)
     place = jax.random.randint(place_key, (len(data),), 0, shared.steps)
     levels = level_grid(shared)[shared.substeps * place + jnp.arange(shared.substeps + 1)[:, None]]
     x = data + levels[0][:, None, None, None] * jax.random.normal(noise_key, data.shape)
-    return consistency.multi_step_consistency_loss(
+    losses = consistency.multi_step_consistency_loss(
         partial(denoise, base, tokens=tokens, attention=adapted(model, base, adapter, tokens, negative)),
         partial(denoise, base, tokens=tokens),
         partial(denoise, base, tokens=negative),
@@ -213,6 +217,7 @@ def adapter_loss(
         levels,
         scale=shared.scale,
     )
+    return losses / methods.edm_coefficients(levels[0], sigma_data=shared.teacher.diffusion.sigma_data)["out"] ** 2
 
 
 def _adapt(shared: ml_collections.ConfigDict, trained: runs.Run, key: Array) -> Any:

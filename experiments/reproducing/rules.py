@@ -1,6 +1,6 @@
 """From the numbers of all arms and seeds to checks that hold or not, and a verdict."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import ml_collections
@@ -67,9 +67,9 @@ def outcome(rule: Mapping[str, Any], numbers: Numbers) -> Outcome:
                 values <= high + max(slack, ROUNDING * abs(high))
             )
 
-        if rule["over"] in ("mean", "median"):
-            middle = np.mean if rule["over"] == "mean" else np.median
-            a, b = float(middle(first)), float("nan") if second is None else float(middle(second))
+        if rule["over"] in SUMMARIES:
+            summary = SUMMARIES[rule["over"]]
+            a, b = float(summary(first)), float("nan") if second is None else float(summary(second))
             if second is None:
                 value, shown = a, _text(a)
             elif rule["compare"] == "difference":
@@ -98,6 +98,14 @@ def _operand(numbers: Numbers, arms: Any, metrics: Any, best: str) -> np.ndarray
     sign = 1 if best == "max" else -1
     means = [sign * np.mean(values) for values in candidates]
     return candidates[int(np.argmax(np.where(np.isnan(means), -np.inf, means)))]
+
+
+def spread(values: Sequence[float] | np.ndarray) -> float:
+    """Standard deviation over seeds; no number for a single value."""
+    return float(np.std(values, ddof=1)) if len(values) > 1 else float("nan")
+
+
+SUMMARIES: dict[str, Callable[..., Any]] = {"mean": np.mean, "median": np.median, "spread": spread}
 
 
 def interval(values: Sequence[float] | np.ndarray) -> tuple[float, float]:

@@ -38,6 +38,16 @@ def test_differences_and_ratios_of_means():
     assert holds(against="a", over="median", compare="ratio", at_least=1.2, at_most=1.2)
 
 
+def test_spreads_over_seeds():
+    # Variances 5/3 and 7.5: squares of differences from the means 2.5 and 4 sum to 5 and to 22.5.
+    ratio = np.sqrt(4.5)
+    assert holds(over="spread", at_least=np.sqrt(7.5), at_most=np.sqrt(7.5))
+    assert holds(against="a", over="spread", compare="ratio", at_least=ratio, at_most=ratio)
+    assert not holds(against="a", over="spread", compare="ratio", at_most=0.99 * ratio)
+    alone = {"a": {"score": [1.0]}}
+    assert not rules.outcome(check("one seed has none", "score", "a", over="spread", at_most=1.0), alone).holds
+
+
 def test_every_seed_and_a_share_of_them():
     assert holds(against="a", over="every seed", at_least=0.5)
     assert not holds(against="a", over="every seed", at_least=0.6)
