@@ -82,15 +82,11 @@ def check(
       against_metric: metric of `against`, where it is another.
       compare: "difference" (of - against), "ratio" (of / against) or "value"; with `against` the default is "difference".
       at_least, at_most: bounds, both included.
-      over: what the bounds are put on: the "mean" over seeds (of a ratio: the ratio of the means), the "median" likewise,
-        "every seed", "share of seeds" (at least `share` of them), or the 95 % interval of the mean over seeds, which has
-        to lie within the bounds: "paired interval" (Student's t) or "bootstrap interval".
-      best: which mean is the best one: "max", "min" or "median", of an even number the higher of the two in the middle.
       over: what the bounds are put on: the "mean" over seeds (of a ratio: the ratio of the means), the "median" or the
         "spread" (standard deviation) likewise, "every seed", "share of seeds" (at least `share` of them), or the 95 %
         interval of the mean over seeds, which has to lie within the bounds: "paired interval" (Student's t) or "bootstrap
         interval".
-      best: "max" or "min", which mean is the best one.
+      best: which mean is the best one: "max", "min" or "median", of an even number the higher of the two in the middle.
       condition: whether this is no claim, but what makes the comparison a fair one: it must hold for "reproduced", and
         where it alone holds, nothing is reproduced in part.
     """
