@@ -104,4 +104,11 @@ def get_config() -> ml_collections.ConfigDict:
         check("self-pacing is more accurate too", "test_accuracy", PACED, SPLIT_TAUGHT, at_least=0.0),
         check("paces grow above their start, 3.16", "mean_pace", PACED, at_least=3.2, over="every seed"),
     )
+    config.remarks = (
+        "What helps is the structure: units for each vertical. Learned paces, at a rate of 0.1 as against 3e-3 of the "
+        "weights, grow sevenfold and make the student worse in every seed; whether a slower pace or fewer steps would "
+        "help was not tried, nor anything else searched. A pace fixed at its start is far worse, as in the paper. The "
+        "dense student varies much from seed to seed, so that its gain by distillation may be chance. Specialists "
+        "learn from 2,000 numbers of their vertical, 600 steps of 64; students from 3,000 numbers in all."
+    )
     return config
