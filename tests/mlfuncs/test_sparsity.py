@@ -16,7 +16,7 @@ KEY = jax.random.key(0)
 
 def test_widths_by_hand():
     width = sparsity.iso_flop_width
-    # k = 4, 10, 2: the widths of the card's miniature.
+    # k = 4, 10, 2: the widths of the study.
     assert [width(family="wide", in_features=48, out_features=48, sparsity=s) for s in (0, 0.5, 0.75, 0.9)] == [
         48, 67, 96, 151
     ]  # fmt: skip

@@ -244,7 +244,7 @@ def test_frozen_weights_stay_bit_identical():
 
 
 def test_learning_rate_of_a_threshold():
-    np.testing.assert_allclose(adapters.threshold_learning_rate(2e-3), 4.966e-4, rtol=1e-3)  # the card's 4.97e-4
+    np.testing.assert_allclose(adapters.threshold_learning_rate(2e-3), 4.966e-4, rtol=1e-3)  # 4.97e-4 to three digits
     np.testing.assert_allclose(adapters.threshold_learning_rate(0.0, base=0.1), 0.1)
     np.testing.assert_allclose(adapters.threshold_learning_rate(0.5, base=1.0, slope=2.0), np.exp(-1), rtol=1e-6)
 

@@ -138,7 +138,7 @@ def rejections(mechanism, tests, repeats=200, count=20_000):
 
 
 def test_calibration_on_a_chain_with_random_dropouts():
-    """200 repeats of 20,000 cells. By the card the true shares are 10, 7.5 and 100 %, so the bars of 15 and 95 % are at
+    """200 repeats of 20,000 cells. The true shares are 10, 7.5 and 100 %, so the bars of 15 and 95 % are at
     2.4 sigma and beyond 5; the bar of 10 % for "all" is at 1.3 sigma, so keys are fixed."""
     conditioning, every, full = rejections("car", ["conditioning", "all"])
     assert conditioning <= 0.15
@@ -147,7 +147,7 @@ def test_calibration_on_a_chain_with_random_dropouts():
 
 
 def test_calibration_on_a_chain_with_dropouts_that_depend_on_the_value():
-    """Fisher's z sees linear relations only: deleting zeros of all involved variables repairs it (6 % by the card)."""
+    """Fisher's z sees linear relations only: deleting zeros of all involved variables repairs it (to 6 %)."""
     every, full = rejections("logistic", ["all"])
     assert every <= 0.10
     assert full >= 0.95
