@@ -10,19 +10,23 @@ from experiments import benchmark
 from experiments.benchmarks import consistency, distillation, memory
 from mlfuncs import distillation as library
 
-# No losses on logits: probabilities, parameters, targets, features, or parts of the others.
+# No losses on logits of their own: probabilities, parameters, targets, features, sums or parts of the others.
 NO_OBJECTIVES = {
     "align_gradients",
+    "blended_teachers",
     "channel_correlation",
     "choose_source",
     "divide_by_deviation",
     "dual_head",
     "dual_head_objective",
     "dual_head_probabilities",
+    "hard_soft",
     "interpolate_parameters",
     "multi_exit",
     "perturb_parameters",
     "plackett_luce_gradient",
+    "prefix_ensemble",
+    "routed_teachers",
     "self_distilled_ridge",
     "self_paced_logits",
     "similarity_preserving",
@@ -87,8 +91,8 @@ def test_every_objective_has_a_row(monkeypatch, capsys):
 @pytest.mark.skipif(not memory.can_measure(), reason="the system does not count it")
 def test_memory_is_that_of_the_call_at_its_most():
     def call():
-        first = np.ones(2**22)  # 32 MiB
-        np.concatenate([first, first])  # 64 more, the first still there
+        first = np.ones(2**23)  # 64 MiB: what is smaller the allocator may keep
+        np.concatenate([first, first])  # 128 more, the first still there
 
-    assert memory.peak(call) == pytest.approx(96 * 2**20, rel=0.1)
+    assert memory.peak(call) == pytest.approx(192 * 2**20, rel=0.1)
     assert memory.peak(lambda: None) < 2**20
