@@ -58,6 +58,18 @@ def _over_class_chunks(add: Callable[..., Any], start: Any, width: int, *arrays:
     return jax.lax.scan(step, start, jnp.arange(chunks))[0]
 
 
+def _distances(q: Array, p: Array) -> Array:
+    """[B, N] L1 distances between the rows of q [B, C] and of p [N, C]."""
+
+    def from_all(row: Array) -> Array:
+        return jnp.sum(absolute(row - p), axis=-1)
+
+    if q.shape[0] * p.size <= _rows.BLOCK:
+        return from_all(q[:, None])
+    # Row by row, and once more for the gradient, so that no array [B, N, C] is kept.
+    return jax.lax.map(jax.checkpoint(from_all), q)
+
+
 def _prediction_distances(student: Array, teacher: Array, temperature: ArrayLike) -> Array:
     """[B, N] L1 distances between softened predictions, without an array [B, N, C]."""
     of_student, of_teacher = _row_normalizers(student, temperature), _row_normalizers(teacher, temperature)
@@ -65,11 +77,10 @@ def _prediction_distances(student: Array, teacher: Array, temperature: ArrayLike
     def add(total: Array, chunks: tuple[Array, Array], _: Array) -> Array:
         q = _probabilities(chunks[0], temperature, of_student)
         p = _probabilities(chunks[1], temperature, of_teacher)
-        return total + jnp.sum(absolute(q[:, None] - p[None]), axis=-1)
+        return total + _distances(q, p)
 
-    pairs = student.shape[0] * teacher.shape[0]
     start = vary_with(jnp.zeros((student.shape[0], teacher.shape[0]), of_student[0].dtype), student)
-    return _over_class_chunks(add, start, max(1, _rows.BLOCK // pairs), student, teacher)
+    return _over_class_chunks(add, start, max(1, _rows.BLOCK // teacher.shape[0]), student, teacher)
 
 
 def sinkhorn(
