@@ -2,15 +2,17 @@
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
+from jax.custom_derivatives import SymbolicZero
 from jax.typing import ArrayLike
 
 from mlfuncs import _checks
-from mlfuncs._arrays import as_float
+from mlfuncs._arrays import as_float, vary_with
 
 BLOCK = 2**20  # values that are held in float32 at once
 MOST_BLOCKS = 64  # so that the rows of a block can still be split over many devices
@@ -51,19 +53,30 @@ def check_labels(labels: ArrayLike, leading: tuple[int, ...], classes: int) -> A
     return checked
 
 
+def scaled(logits: Array, temperature: ArrayLike) -> Array:
+    """logits / T in at least float32."""
+    return as_float(logits) / temperature
+
+
 def normalizers(logits: Array, temperature: ArrayLike = 1.0) -> tuple[Array, Array]:
     """The largest z = logits / T and log sum exp(z - largest), each [..., 1]; 0 and 0 where every class is masked."""
-    z = as_float(logits) / temperature
+    z = scaled(logits, temperature)
     top = jax.lax.stop_gradient(jnp.max(z, axis=-1, keepdims=True))
     top = jnp.where(jnp.isneginf(top), 0.0, top)
     total = jnp.sum(jnp.exp(z - top), axis=-1, keepdims=True)
     return top, jnp.log(jnp.where(total <= 0, 1.0, total))
 
 
+def log_sum_exp(logits: Array) -> Array:
+    """[...]: log sum exp over the classes, -inf where every one is masked."""
+    top, log_total = normalizers(logits)
+    return jnp.where(jnp.max(logits, axis=-1) == -jnp.inf, -jnp.inf, (top + log_total)[..., 0])
+
+
 def log_probabilities(logits: Array, temperature: ArrayLike = 1.0) -> Array:
     """log softmax(logits / T) in at least float32; -inf throughout where every class is masked."""
     top, log_total = normalizers(logits, temperature)
-    return (as_float(logits) / temperature - top) - log_total
+    return (scaled(logits, temperature) - top) - log_total
 
 
 def at_label(values: Array, labels: Array) -> Array:
@@ -77,32 +90,108 @@ def weighted(weight: ArrayLike, value: Array) -> Array:
     return jnp.where(off, 0.0, weight * jnp.where(off, 0.0, value))
 
 
+def with_gradients(value: Callable[..., Array], *gradients: Callable[..., Array]) -> Callable[..., Array]:
+    """`value` [...] of arrays [..., C] and scalars, with its derivatives given: gradients[k](*arguments) is that of each row
+    in argument k, shaped like it ([...] for a scalar). Arguments after them have none.
+    """
+    function = jax.custom_jvp(value)
+
+    def rule(arguments: tuple[Array, ...], tangents: tuple[Array, ...]) -> tuple[Array, Array]:
+        result = function(*arguments)
+        change = jnp.zeros_like(result)
+        for gradient, tangent in zip(gradients, tangents, strict=False):
+            if not isinstance(tangent, SymbolicZero):
+                product = gradient(*arguments) * tangent
+                change += jnp.sum(product, axis=-1) if product.ndim > result.ndim else product
+        return result, change.astype(result.dtype)
+
+    function.defjvp(rule, symbolic_zeros=True)
+    return function
+
+
 def over_rows(function: Callable[..., Array], *arrays: Array) -> Array:
     """`function` of arrays [..., C] (or [...]) that works row by row, on a block of rows at a time where they are many.
 
-    Only inputs are kept for the backward pass, which goes block by block too. A block takes every n-th row, so that a
-    batch that is split over devices stays split.
+    A block takes every n-th row, so that a batch that is split over devices stays split. Where a row gives one number, its
+    derivative is made beside it, in the same pass and in the dtype of the input: nothing is computed twice.
     """
-    leading = arrays[0].shape[:-1]
-    rows = math.prod(leading)
+    rows = math.prod(arrays[0].shape[:-1])
     blocks = min(-(-arrays[0].size // BLOCK), MOST_BLOCKS, rows)
     if blocks <= 1:
         return function(*arrays)
     blocks = next((n for n in range(blocks, min(2 * blocks, rows) + 1) if rows % n == 0), blocks)
-    rest = -rows % blocks
+    axes = arrays[0].ndim - 1
+    first = (x.reshape(rows, *x.shape[axes:])[: -(-rows // blocks)] for x in arrays)
+    closed, constants = jax.closure_convert(function, *first)
 
-    def split(x: Array) -> Array:
-        x = x.reshape(rows, *x.shape[len(leading) :])
-        x = jnp.pad(x, [(0, rest)] + [(0, 0)] * (x.ndim - 1)) if rest else x
-        return x.reshape(-1, blocks, *x.shape[1:])
+    def mapped(constants: list[Array], *arrays: Array) -> Array:
+        whole = tuple(_split(x, axes, blocks) for x in arrays)
+        block = jax.checkpoint(lambda index: closed(*_block(whole, index), *constants))
+        return _join(jnp.moveaxis(jax.lax.map(block, jnp.arange(blocks)), 0, 1), arrays[0].shape[:-1])
 
-    whole = tuple(split(x) for x in arrays)
+    result = jax.eval_shape(mapped, constants, *arrays)
+    if result.ndim != axes or not jnp.issubdtype(result.dtype, jnp.inexact):
+        return mapped(constants, *arrays)
+    values = jax.custom_jvp(mapped)
 
-    @jax.checkpoint
-    def block(index: Array) -> Array:
-        # Without the barrier the conversion to float32 moves out of the loop, to all rows at once.
-        held, index = jax.lax.optimization_barrier((whole, index))
-        return function(*(jax.lax.dynamic_index_in_dim(x, index, 1, keepdims=False) for x in held))
+    def rule(arguments: Any, tangents: Any) -> tuple[Array, Array]:
+        (constants, *arrays), (of_constants, *changes) = arguments, tangents
+        moving = [k for k, change in enumerate(changes) if not isinstance(change, SymbolicZero)]
+        whole = tuple(_split(x, axes, blocks) for x in arrays)
+        result, gradients = _values_and_gradients(lambda *xs: closed(*xs, *constants), whole, moving)
+        result = _join(result, arrays[0].shape[:-1])
+        change = jnp.zeros_like(result)
+        for k, gradient in zip(moving, gradients, strict=True):
+            product = (_join(gradient, arrays[0].shape[:-1]) * changes[k]).astype(result.dtype)
+            change += jnp.sum(product, axis=tuple(range(axes, product.ndim)))
+        if any(not isinstance(t, SymbolicZero) for t in of_constants):
+            pairs = zip(constants, of_constants, strict=True)
+            given = [jnp.zeros_like(c) if isinstance(t, SymbolicZero) else t for c, t in pairs]
+            change += jax.jvp(lambda *c: mapped(list(c), *arrays), tuple(constants), tuple(given))[1]
+        return result, change
 
-    values = jnp.moveaxis(jax.lax.map(block, jnp.arange(blocks)), 0, 1)
-    return values.reshape(rows + rest, *values.shape[2:])[:rows].reshape(*leading, *values.shape[2:])
+    values.defjvp(rule, symbolic_zeros=True)
+    return values(constants, *arrays)
+
+
+def _split(x: Array, axes: int, blocks: int) -> Array:
+    """[n, blocks, ...] of an array whose first `axes` axes hold the rows; rows of zeros at the end where it needs them."""
+    x = x.reshape(-1, *x.shape[axes:])
+    rest = -x.shape[0] % blocks
+    x = jnp.pad(x, [(0, rest)] + [(0, 0)] * (x.ndim - 1)) if rest else x
+    return x.reshape(-1, blocks, *x.shape[1:])
+
+
+def _join(x: Array, leading: tuple[int, ...]) -> Array:
+    """What `_split` has split."""
+    x = x.reshape(-1, *x.shape[2:])
+    return x[: math.prod(leading)].reshape(*leading, *x.shape[1:])
+
+
+def _block(whole: tuple[Array, ...], index: Array) -> tuple[Array, ...]:
+    # Without the barrier the conversion to float32 moves out of the loop, to all rows at once.
+    held, index = jax.lax.optimization_barrier((whole, index))
+    return tuple(jax.lax.dynamic_index_in_dim(x, index, 1, keepdims=False) for x in held)
+
+
+def _values_and_gradients(
+    function: Callable[..., Array], whole: tuple[Array, ...], moving: list[int]
+) -> tuple[Array, list[Array]]:
+    """[n, blocks] values, one a row, and the derivative of each in its row of the `moving` arrays."""
+
+    def block(gradients: list[Array], index: Array) -> tuple[list[Array], Array]:
+        taken = list(_block(whole, index))
+
+        def of_moving(*moved: Array) -> Array:
+            for k, x in zip(moving, moved, strict=True):
+                taken[k] = x
+            return function(*taken)
+
+        value, back = jax.vjp(of_moving, *(taken[k] for k in moving))
+        # Rows do not see each other: ones give the derivative of every row at once.
+        rows = zip(gradients, back(vary_with(jnp.ones_like(value), value)), strict=True)
+        return [jax.lax.dynamic_update_index_in_dim(g, x, index, 1) for g, x in rows], value
+
+    start = [vary_with(jnp.zeros_like(whole[k]), whole[0]) for k in moving]
+    gradients, values = jax.lax.scan(block, start, jnp.arange(whole[0].shape[1]))
+    return jnp.moveaxis(values, 0, 1), gradients

@@ -7,13 +7,15 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax import Array
+from jax.custom_derivatives import SymbolicZero
 from jax.typing import ArrayLike
 
 from mlfuncs import _checks, transport
-from mlfuncs._arrays import absolute, as_float, float_dtype, gather_batch, safe_sqrt, sum_over, vary_with
+from mlfuncs._arrays import as_float, float_dtype, gather_batch, safe_sqrt, sum_over, vary_with
 from mlfuncs.distillation import _rows
 from mlfuncs.distillation._rows import check_pair, check_temperature, normalizers, over_rows
 
+ROWS_AT_ONCE = 8  # of a matrix of distances
 CORRELATION_EPSILON = 1e-8  # of the official code, in the denominator
 
 
@@ -27,9 +29,11 @@ def _check_batch(student_logits: ArrayLike, teacher_logits: ArrayLike, temperatu
 
 
 def _row_normalizers(logits: Array, temperature: ArrayLike) -> tuple[Array, Array]:
-    both = over_rows(lambda x: jnp.concatenate(normalizers(x, temperature), axis=-1), logits)
+    """As `normalizers`, on a block of rows at a time."""
     # The largest logit is a shift: its gradient cancels.
-    return jax.lax.stop_gradient(both[:, :1]), both[:, 1:]
+    top = jax.lax.stop_gradient(over_rows(lambda x: normalizers(x, temperature)[0][:, 0], logits))
+    log_total = over_rows(lambda x: normalizers(x, temperature)[1][:, 0], logits)
+    return top[:, None], log_total[:, None]
 
 
 def _probabilities(chunk: Array, temperature: ArrayLike, normalizer: tuple[Array, Array]) -> Array:
@@ -58,16 +62,51 @@ def _over_class_chunks(add: Callable[..., Any], start: Any, width: int, *arrays:
     return jax.lax.scan(step, start, jnp.arange(chunks))[0]
 
 
+@jax.custom_jvp
 def _distances(q: Array, p: Array) -> Array:
-    """[B, N] L1 distances between the rows of q [B, C] and of p [N, C]."""
+    """[B, N] L1 distances between the rows of q [B, C] and of p [N, C], without an array [B, N, C]."""
+    return _by_rows(lambda rows: jnp.sum(jnp.abs(rows[:, None] - p), axis=-1), q)
 
-    def from_all(row: Array) -> Array:
-        return jnp.sum(absolute(row - p), axis=-1)
 
-    if q.shape[0] * p.size <= _rows.BLOCK:
-        return from_all(q[:, None])
-    # Row by row, and once more for the gradient, so that no array [B, N, C] is kept.
-    return jax.lax.map(jax.checkpoint(from_all), q)
+def _distances_jvp(arguments: tuple[Array, Array], changes: tuple[Array, Array]) -> tuple[Array, Array]:
+    q, p = arguments
+    total = jnp.zeros((q.shape[0], p.shape[0]), q.dtype)
+    if not isinstance(changes[0], SymbolicZero):
+        total += _distance_changes(q, p, changes[0])
+    if not isinstance(changes[1], SymbolicZero):
+        total += _distance_changes(p, q, changes[1]).T
+    return _distances(q, p), total
+
+
+def _distance_changes(q: Array, p: Array, change: Array) -> Array:
+    """[B, N] changes of the distances with q."""
+    by_class = p.T
+
+    def of_rows(rows: Array, given: Array) -> Array:
+        # Summed over a leading axis of classes: carried back it is a sum over the contiguous one of rows.
+        return jnp.sum(jnp.sign(rows[:, :, None] - by_class) * given[:, :, None], axis=1)
+
+    return _by_rows(of_rows, q, change)
+
+
+_distances.defjvp(_distances_jvp, symbolic_zeros=True)
+
+
+def _by_rows(function: Callable[..., Array], *arrays: Array) -> Array:
+    """`function` of a few rows of arrays [B, C] at a time; every n-th, so that a batch that is split stays split."""
+    batch = arrays[0].shape[0]
+    if batch <= ROWS_AT_ONCE:
+        return function(*arrays)
+    padded = (jnp.pad(x, ((0, -batch % ROWS_AT_ONCE), (0, 0))) for x in arrays)
+    whole = tuple(x.reshape(ROWS_AT_ONCE, -1, x.shape[1]) for x in padded)
+
+    # Made again for the gradient, so that no array [B, N, C] is kept.
+    @jax.checkpoint
+    def block(index: Array) -> Array:
+        return function(*(jax.lax.dynamic_index_in_dim(x, index, 1, keepdims=False) for x in whole))
+
+    values = jnp.moveaxis(jax.lax.map(block, jnp.arange(whole[0].shape[1])), 0, 1)
+    return values.reshape(-1, values.shape[2])[:batch]
 
 
 def _prediction_distances(student: Array, teacher: Array, temperature: ArrayLike) -> Array:

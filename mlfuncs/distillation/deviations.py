@@ -6,8 +6,8 @@ from jax.typing import ArrayLike
 
 from mlfuncs import _checks
 from mlfuncs._arrays import as_float, safe_sqrt
-from mlfuncs.distillation._rows import check_classes, check_pair, log_probabilities, over_rows, weighted
-from mlfuncs.distillation.logits import kl_rows, soft_target_entropy
+from mlfuncs.distillation._divergences import cross_entropy_rows, kullback_leibler_rows
+from mlfuncs.distillation._rows import check_classes, check_pair, over_rows, weighted
 
 
 def _divided(logits: Array, minimum: ArrayLike = 1e-6) -> Array:
@@ -65,9 +65,7 @@ def scaled_by_deviation(student_logits: ArrayLike, teacher_logits: ArrayLike) ->
     """
     student, teacher = check_pair(student_logits, teacher_logits)
     check_classes("student_logits", student, 2)
-    return over_rows(
-        lambda s, t: kl_rows(log_probabilities(_divided(t)), log_probabilities(_divided(s))), student, teacher
-    )
+    return over_rows(lambda s, t: kullback_leibler_rows(_divided(t), _divided(s)), student, teacher)
 
 
 def mixup_objective(
@@ -110,8 +108,8 @@ def mixup_objective(
         _checks.non_negative(name, weight)
 
     def rows(s: Array, t: Array, y: Array) -> Array:
-        log_q = log_probabilities(_divided(s))
-        hard = soft_target_entropy(as_float(y), log_q)
-        return weighted(label_weight, hard) + weighted(soft_weight, kl_rows(log_probabilities(_divided(t)), log_q))
+        z_q = _divided(s)
+        hard = cross_entropy_rows(z_q, as_float(y))
+        return weighted(label_weight, hard) + weighted(soft_weight, kullback_leibler_rows(_divided(t), z_q))
 
     return over_rows(rows, student, teacher, jnp.asarray(targets))

@@ -10,8 +10,15 @@ from jax.typing import ArrayLike
 
 from mlfuncs import _checks
 from mlfuncs._arrays import as_float
-from mlfuncs.distillation._rows import check_labels, check_pair, check_temperature, log_probabilities, over_rows
-from mlfuncs.distillation.logits import soft_target_entropy
+from mlfuncs.distillation._divergences import cross_entropy_rows
+from mlfuncs.distillation._rows import (
+    check_labels,
+    check_pair,
+    check_temperature,
+    log_probabilities,
+    over_rows,
+    scaled,
+)
 
 
 def _enhanced_targets(
@@ -71,7 +78,7 @@ def enhanced_target_cross_entropy(
     def rows(s: Array, t: Array, y: Array) -> Array:
         log_p = log_probabilities(jax.lax.stop_gradient(t), temperature)
         targets = _enhanced_targets(log_p, y, exponent, enhance_other, keep_label_term)
-        return soft_target_entropy(targets, log_probabilities(s, temperature))
+        return cross_entropy_rows(scaled(s, temperature), targets)
 
     return over_rows(rows, student, teacher, label)
 

@@ -9,19 +9,21 @@ from jax import Array
 from jax.typing import ArrayLike
 
 from mlfuncs import _checks
-from mlfuncs._arrays import absolute, as_float, sum_over
+from mlfuncs._arrays import as_float, sum_over
+from mlfuncs.distillation._divergences import excess_of, kullback_leibler_rows
 from mlfuncs.distillation._rows import (
     at_label,
     check_classes,
     check_labels,
     check_pair,
     check_temperature,
-    log_probabilities,
-    normalizers,
+    log_sum_exp,
     over_rows,
+    scaled,
     weighted,
+    with_gradients,
 )
-from mlfuncs.distillation.logits import excess, kl_rows, label_cross_entropy
+from mlfuncs.distillation.logits import label_cross_entropy
 
 
 def binary_kullback_leibler(
@@ -52,20 +54,47 @@ def binary_kullback_leibler(
     check_temperature(temperature)
 
     def rows(s: Array, t: Array) -> Array:
-        s, t = as_float(s) / temperature, as_float(t) / temperature
-        yes = excess(jax.nn.log_sigmoid(t), jax.nn.log_sigmoid(s))
-        no = excess(jax.nn.log_sigmoid(-t), jax.nn.log_sigmoid(-s))
-        return jnp.sum(yes + no, axis=-1)
+        return _bernoulli_rows(scaled(t, temperature), scaled(s, temperature))
 
     return jnp.multiply(temperature, temperature * over_rows(rows, student, teacher))
 
 
+def _bernoulli(x: Array) -> tuple[Array, Array, Array]:
+    """sigmoid(x), sigmoid(-x) and log(1 + e^-|x|), from one exponential."""
+    small = jnp.exp(-jnp.abs(x))
+    larger = 1 / (1 + small)
+    smaller = small * larger
+    return jnp.where(x >= 0, larger, smaller), jnp.where(x >= 0, smaller, larger), jnp.log1p(small)
+
+
+def _binary(z_p: Array, z_q: Array) -> Array:
+    (p, not_p, tail_p), (q, not_q, tail_q) = _bernoulli(z_p), _bernoulli(z_q)
+    # -log sigmoid(x) = max(-x, 0) + log(1 + e^-|x|)
+    yes = (jnp.maximum(-z_q, 0) - jnp.maximum(-z_p, 0)) + (tail_q - tail_p)
+    no = (jnp.maximum(z_q, 0) - jnp.maximum(z_p, 0)) + (tail_q - tail_p)
+    return jnp.sum(excess_of(yes, p, q) + excess_of(no, not_p, not_q), axis=-1)
+
+
+def _binary_in_p(z_p: Array, z_q: Array) -> Array:
+    p, not_p, _ = _bernoulli(z_p)
+    slope = p * not_p
+    return jnp.where(slope <= 0, 0.0, slope * (z_p - z_q))
+
+
+_bernoulli_rows = with_gradients(_binary, _binary_in_p, lambda z_p, z_q: _bernoulli(z_q)[0] - _bernoulli(z_p)[0])
+
+
+@jax.custom_jvp
 def _log_cosh(x: Array) -> Array:
     """log cosh x, with all its digits near 0 and without overflow far from it."""
-    near = jnp.abs(x) < 1
-    small = jnp.where(near, x, 0.0)
-    size = absolute(jnp.where(near, 1.0, x))
-    return jnp.where(near, jnp.log1p(jnp.sinh(small) ** 2) / 2, size + jnp.log1p(jnp.exp(-2 * size)) - np.log(2))
+    size = jnp.abs(x)
+    far = size > 20  # from there on e^-2x is below the last digit of x
+    # cosh x - 1 = u^2 / (2 (1 + u)), u = e^x - 1
+    u = jnp.expm1(jnp.where(far, 0.0, size))
+    return jnp.where(far, size - np.log(2), jnp.log1p(u * u / (2 * (1 + u))))
+
+
+_log_cosh.defjvps(lambda change, value, x: jnp.tanh(x) * change)
 
 
 def binary_kullback_leibler_difference(
@@ -105,14 +134,10 @@ def binary_kullback_leibler_difference(
     return jnp.multiply(temperature, temperature * over_rows(rows, student, teacher))
 
 
-def _split_at_label(log_p: Array, labels: Array) -> tuple[Array, Array, Array]:
-    """log p_y, log(1 - p_y), and the log-probabilities of the other classes among themselves."""
-    is_label = jnp.arange(log_p.shape[-1]) == labels[..., None]
-    others = jnp.where(is_label, -jnp.inf, log_p)
-    top, log_total = normalizers(others)
-    nothing = jnp.all(jnp.isneginf(others), axis=-1)
-    log_rest = jnp.where(nothing, -jnp.inf, (top + log_total)[..., 0])
-    return at_label(log_p, labels), log_rest, (others - top) - log_total
+def _split_at_label(z: Array, labels: Array) -> tuple[Array, Array]:
+    """Logits of the other classes, and the pair of those of the label and of all others together, [..., 2]."""
+    others = jnp.where(jnp.arange(z.shape[-1]) == labels[..., None], -jnp.inf, z)
+    return others, jnp.stack([at_label(z, labels), log_sum_exp(others)], axis=-1)
 
 
 def decoupled(
@@ -154,10 +179,9 @@ def decoupled(
     check_temperature(temperature)
 
     def rows(s: Array, t: Array, y: Array) -> Array:
-        of_student = _split_at_label(log_probabilities(s, temperature), y)
-        of_teacher = _split_at_label(log_probabilities(t, temperature), y)
-        target = excess(of_teacher[0], of_student[0]) + excess(of_teacher[1], of_student[1])
-        nontarget = kl_rows(of_teacher[2], of_student[2])
+        others_q, pair_q = _split_at_label(scaled(s, temperature), y)
+        others_p, pair_p = _split_at_label(scaled(t, temperature), y)
+        target, nontarget = kullback_leibler_rows(pair_p, pair_q), kullback_leibler_rows(others_p, others_q)
         return weighted(target_weight, target) + weighted(nontarget_weight, nontarget)
 
     return jnp.multiply(temperature, temperature * over_rows(rows, student, teacher, label))

@@ -11,36 +11,26 @@ from jax import Array
 from jax.typing import ArrayLike
 
 from mlfuncs import _checks
-from mlfuncs._arrays import absolute
+from mlfuncs._arrays import as_float
+from mlfuncs.distillation._divergences import (
+    cross_entropy_rows,
+    jensen_shannon_rows,
+    kullback_leibler_rows,
+    label_cross_entropy_rows,
+    total_variation_rows,
+)
 from mlfuncs.distillation._rows import (
-    at_label,
     check_labels,
     check_pair,
     check_temperature,
     log_probabilities,
     over_rows,
+    scaled,
     weighted,
 )
 
 
-def excess(log_p: Array, log_q: Array) -> Array:
-    """p log(p / q) - p + q for each class: never negative, exact to second order where p and q are near."""
-    p, q = jnp.exp(log_p), jnp.exp(log_q)
-    held = ~(p <= 0)
-    ratio = jnp.where(held, log_p, 0.0) - jnp.where(held, log_q, 0.0)
-    near = jnp.abs(ratio) < 1
-    small = jnp.where(near, ratio, 0.0)
-    return jnp.where(held, jnp.where(near, p * (jnp.expm1(-small) + small), p * ratio + (q - p)), q)
-
-
-def kl_rows(log_p: Array, log_q: Array) -> Array:
-    """KL(p || q) of each row of log-probabilities."""
-    total = jnp.sum(excess(log_p, log_q), axis=-1)
-    # A row without mass is no distribution: it asks for nothing, where the sum would give that of q.
-    return jnp.where(jnp.all(jnp.isneginf(log_p), axis=-1), 0.0, total)
-
-
-def _scaled(divergence: Array, temperature: ArrayLike, squared: bool) -> Array:
+def _with_square(divergence: Array, temperature: ArrayLike, squared: bool) -> Array:
     return jnp.multiply(temperature, temperature * divergence) if squared else divergence
 
 
@@ -75,9 +65,9 @@ def kullback_leibler(
     student, teacher = check_pair(student_logits, teacher_logits)
     check_temperature(temperature)
     divergence = over_rows(
-        lambda s, t: kl_rows(log_probabilities(t, temperature), log_probabilities(s, temperature)), student, teacher
+        lambda s, t: kullback_leibler_rows(scaled(t, temperature), scaled(s, temperature)), student, teacher
     )
-    return _scaled(divergence, temperature, scale_by_squared_temperature)
+    return _with_square(divergence, temperature, scale_by_squared_temperature)
 
 
 def reverse_kullback_leibler(
@@ -123,22 +113,6 @@ def check_mixture(mixture: ArrayLike) -> None:
             )
 
 
-def jensen_shannon_rows(log_q: Array, log_p: Array, mixture: ArrayLike) -> Array:
-    """Jensen-Shannon divergence of each row, with weight `mixture` on p."""
-    masked = jnp.isneginf(log_p) & jnp.isneginf(log_q)
-    log_p_held, log_q_held = jnp.where(masked, 0.0, log_p), jnp.where(masked, 0.0, log_q)
-    gap = log_q_held - log_p_held
-    student_lower = gap <= 0
-    # log m relative to the larger of the two: exactly 0 where they agree.
-    over_larger = jnp.log1p(
-        jnp.where(student_lower, 1 - mixture, mixture) * jnp.expm1(jnp.where(student_lower, gap, -gap))
-    )
-    larger = jnp.where(student_lower, log_p_held, log_q_held)
-    log_m = jnp.where(masked, -jnp.inf, larger + over_larger)
-    divergence = mixture * excess(log_p, log_m) + (1 - mixture) * excess(log_q, log_m)
-    return jnp.sum(divergence, axis=-1)
-
-
 def jensen_shannon(
     student_logits: ArrayLike,
     teacher_logits: ArrayLike,
@@ -173,11 +147,11 @@ def jensen_shannon(
     check_temperature(temperature)
     check_mixture(mixture)
     divergence = over_rows(
-        lambda s, t: jensen_shannon_rows(log_probabilities(s, temperature), log_probabilities(t, temperature), mixture),
+        lambda s, t: jensen_shannon_rows(scaled(s, temperature), scaled(t, temperature), jnp.asarray(mixture)),
         student,
         teacher,
     )
-    return _scaled(divergence, temperature, scale_by_squared_temperature)
+    return _with_square(divergence, temperature, scale_by_squared_temperature)
 
 
 def total_variation(student_logits: ArrayLike, teacher_logits: ArrayLike, *, temperature: ArrayLike = 1.0) -> Array:
@@ -201,11 +175,9 @@ def total_variation(student_logits: ArrayLike, teacher_logits: ArrayLike, *, tem
     student, teacher = check_pair(student_logits, teacher_logits)
     check_temperature(temperature)
 
-    def distance(s: Array, t: Array) -> Array:
-        gap = jnp.exp(log_probabilities(s, temperature)) - jnp.exp(log_probabilities(t, temperature))
-        return jnp.sum(absolute(gap), axis=-1) / 2
-
-    return over_rows(distance, student, teacher)
+    return over_rows(
+        lambda s, t: total_variation_rows(scaled(s, temperature), scaled(t, temperature)), student, teacher
+    )
 
 
 def soft_cross_entropy(
@@ -240,20 +212,14 @@ def soft_cross_entropy(
 
     def entropy(s: Array, t: Array) -> Array:
         p = jnp.exp(log_probabilities(t, temperature))
-        return soft_target_entropy(p, log_probabilities(s, temperature))
+        return cross_entropy_rows(scaled(s, temperature), p)
 
-    return _scaled(over_rows(entropy, student, teacher), temperature, scale_by_squared_temperature)
-
-
-def soft_target_entropy(targets: Array, log_q: Array) -> Array:
-    """-sum_c w_c log q_c, where classes of weight 0 add nothing."""
-    held = targets != 0
-    return -jnp.sum(jnp.where(held, targets * jnp.where(held, log_q, 0.0), 0.0), axis=-1)
+    return _with_square(over_rows(entropy, student, teacher), temperature, scale_by_squared_temperature)
 
 
 def label_cross_entropy(logits: Array, labels: Array) -> Array:
     """-log softmax(logits) at the label, of checked arguments; infinite where the label's class is masked."""
-    return over_rows(lambda s, y: -at_label(log_probabilities(s), y), logits, labels)
+    return over_rows(lambda s, y: label_cross_entropy_rows(as_float(s), y), logits, labels)
 
 
 def knowledge_distillation(
@@ -292,8 +258,8 @@ def knowledge_distillation(
 
     # Both parts in one pass, so that their gradients are added block by block.
     def rows(s: Array, t: Array, y: Array) -> Array:
-        hard = -at_label(log_probabilities(s), y)
-        soft = kl_rows(log_probabilities(t, temperature), log_probabilities(s, temperature))
-        return weighted(1 - soft_weight, hard) + weighted(soft_weight, _scaled(soft, temperature, True))
+        hard = label_cross_entropy_rows(as_float(s), y)
+        soft = kullback_leibler_rows(scaled(t, temperature), scaled(s, temperature))
+        return weighted(1 - soft_weight, hard) + weighted(soft_weight, _with_square(soft, temperature, True))
 
     return over_rows(rows, student, teacher, label)

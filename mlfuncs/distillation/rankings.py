@@ -4,10 +4,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
+from jax.custom_derivatives import SymbolicZero
 from jax.typing import ArrayLike
 
 from mlfuncs import _checks
 from mlfuncs._arrays import as_float, float_dtype
+from mlfuncs.distillation._ranked_sums import discounted_sums, tail_log_sum_exp
 from mlfuncs.distillation._rows import (
     check_classes,
     check_integers,
@@ -16,6 +18,7 @@ from mlfuncs.distillation._rows import (
     check_temperature,
     log_probabilities,
     over_rows,
+    weighted,
 )
 
 
@@ -24,7 +27,27 @@ def _ranking_rows(teacher: Array, labels: Array) -> Array:
     scores = as_float(teacher)
     others = jnp.maximum(-scores, jnp.finfo(scores.dtype).min)
     # Infinity and not the maximum plus one, which rounding or an equal maximum could undo.
-    return jnp.argsort(jnp.where(is_label, -jnp.inf, others), axis=-1, stable=True).astype(jnp.int32)
+    keys = jnp.where(is_label, -jnp.inf, others)
+    if keys.dtype != jnp.float32:
+        return _stable_order(keys)
+    return jnp.asarray(jax.lax.platform_dependent(keys, cpu=_packed_order, default=_stable_order))
+
+
+def _stable_order(keys: Array) -> Array:
+    return jnp.argsort(keys, axis=-1, stable=True).astype(jnp.int32)
+
+
+def _packed_order(keys: Array) -> Array:
+    """The same, by integers that hold key and position: on CPUs a sort of single numbers is four times as fast."""
+    keys = jnp.where(jnp.isnan(keys), jnp.nan, keys + 0.0)  # one NaN, which comes last, and one zero
+    bits = jax.lax.bitcast_convert_type(keys, jnp.int32)
+    ordered = jnp.where(bits < 0, bits ^ 0x7FFFFFFF, bits)
+    position = jax.lax.broadcasted_iota(jnp.int32, keys.shape, keys.ndim - 1)
+    with jax.enable_x64(True):
+        wide = jax.lax.convert_element_type(ordered, jnp.int64)
+        wide = jax.lax.shift_left(wide, jax.lax.full_like(wide, 32)) | jax.lax.convert_element_type(position, jnp.int64)
+        wide = jax.lax.sort(wide, dimension=keys.ndim - 1, is_stable=False)
+        return jax.lax.convert_element_type(wide, jnp.int32)
 
 
 def teacher_ranking(teacher_logits: ArrayLike, labels: ArrayLike) -> Array:
@@ -49,48 +72,50 @@ def teacher_ranking(teacher_logits: ArrayLike, labels: ArrayLike) -> Array:
 
 
 @jax.custom_jvp
-def _ranked_likelihood(scores: Array, weights: Array) -> Array:
-    """sum_k w_k (Z_k - s_k) of ranked scores, Z_k the logsumexp of the k-th and all later ones."""
-    return jnp.sum(_scaled(weights, _regrets(scores)), axis=-1)
+def _list_likelihood(logits: Array, weights: Array, ranking: Array) -> Array:
+    """sum_k w_k (Z_k - s_k) of scores in order of rank, Z_k the logsumexp of the k-th and all later ones."""
+    scores = jnp.take_along_axis(logits, ranking, axis=-1)
+    return jnp.sum(weighted(weights, _regrets(scores, tail_log_sum_exp(scores))), axis=-1)
 
 
-def _regrets(scores: Array) -> Array:
+def _regrets(scores: Array, tails: Array) -> Array:
     """Z_k - s_k; 0 where no class is left to choose from."""
-    tails = jax.lax.cumlogsumexp(scores, axis=scores.ndim - 1, reverse=True)
     empty = jnp.isneginf(tails)
     return jnp.where(empty, 0.0, tails) - jnp.where(empty, 0.0, scores)
 
 
-def _scaled(weights: Array, values: Array) -> Array:
-    held = weights != 0
-    return jnp.where(held, weights * jnp.where(held, values, 0.0), 0.0)
-
-
-def _ranked_gradient(scores: Array, weights: Array) -> Array:
-    """sum_{k <= j} w_k exp(s_j - Z_k) - w_j, from one cumulative sum for each sign of the weights."""
-    tails = jax.lax.cumlogsumexp(scores, axis=scores.ndim - 1, reverse=True)
+def _gradient_by_rank(scores: Array, tails: Array, weights: Array) -> Array:
+    """sum_{k <= j} w_k exp(s_j - Z_k) - w_j."""
     empty = jnp.isneginf(tails)
-
-    def passed_on(part: Array) -> Array:
-        usable = (part > 0) & ~empty
-        logs = jnp.where(usable, jnp.log(jnp.where(usable, part, 1.0)) - jnp.where(empty, 0.0, tails), -jnp.inf)
-        return jnp.exp(scores + jax.lax.cumlogsumexp(logs, axis=scores.ndim - 1))
-
-    return passed_on(weights) - passed_on(-weights) - jnp.where(empty, 0.0, weights)
+    share = jnp.exp(scores - jnp.where(empty, 0.0, tails))
+    return jnp.where(empty, 0.0, share * discounted_sums(weights, tails) - weights)
 
 
-@_ranked_likelihood.defjvp
-def _ranked_likelihood_jvp(primals: tuple[Array, Array], tangents: tuple[Array, Array]) -> tuple[Array, Array]:
-    scores, weights = primals
-    change = _ranked_gradient(scores, weights) * tangents[0] + _regrets(scores) * tangents[1]
-    return _ranked_likelihood(scores, weights), jnp.sum(change, axis=-1)
+def _by_class(values: Array, ranking: Array) -> Array:
+    """Values in order of rank, back in order of class."""
+    rank = jnp.broadcast_to(jnp.arange(ranking.shape[-1], dtype=ranking.dtype), ranking.shape)
+    place = jnp.put_along_axis(jnp.zeros_like(ranking), ranking, rank, axis=-1, inplace=False)
+    return jnp.take_along_axis(values, place, axis=-1)
 
 
-def _ranked_scores(logits: Array, ranking: Array) -> Array:
-    scores = jnp.take_along_axis(as_float(logits), ranking, axis=-1)
-    # A shift changes nothing, and large logits would cost digits.
-    top = jax.lax.stop_gradient(jnp.max(scores, axis=-1, keepdims=True))
-    return scores - jnp.where(jnp.isneginf(top), 0.0, top)
+def _list_likelihood_jvp(
+    arguments: tuple[Array, Array, Array], changes: tuple[Array, Array, Array]
+) -> tuple[Array, Array]:
+    logits, weights, ranking = arguments
+    scores = jnp.take_along_axis(logits, ranking, axis=-1)
+    tails = tail_log_sum_exp(scores)
+    regrets = _regrets(scores, tails)
+    value = jnp.sum(weighted(weights, regrets), axis=-1)
+    change = jnp.zeros_like(value)
+    if not isinstance(changes[0], SymbolicZero):
+        gradient = _by_class(_gradient_by_rank(scores, tails, weights), ranking)
+        change += jnp.sum(gradient * changes[0], axis=-1)
+    if not isinstance(changes[1], SymbolicZero):
+        change += jnp.sum(regrets * changes[1], axis=-1)
+    return value, change
+
+
+_list_likelihood.defjvp(_list_likelihood_jvp, symbolic_zeros=True)
 
 
 def weighted_list_likelihood(logits: ArrayLike, ranking: ArrayLike, weights: ArrayLike) -> Array:
@@ -121,7 +146,7 @@ def weighted_list_likelihood(logits: ArrayLike, ranking: ArrayLike, weights: Arr
     _checks.same_shape("logits", logits, "ranking", ranking)
     _checks.same_shape("logits", logits, "weights", weights)
     ranks = check_integers("ranking", ranking, np.shape(logits)[-1])
-    rows = lambda s, r, w: _ranked_likelihood(_ranked_scores(s, r), as_float(w))  # noqa: E731
+    rows = lambda s, r, w: _list_likelihood(as_float(s), as_float(w), r)  # noqa: E731
     return over_rows(rows, jnp.asarray(logits), ranks, jnp.asarray(weights))
 
 
@@ -137,12 +162,11 @@ def _check_ranked(
     )
 
 
-def _ranked_inputs(student: Array, teacher: Array, labels: Array, temperature: ArrayLike) -> tuple[Array, Array, Array]:
-    """Ranking of the classes, student scores and teacher weights by rank."""
+def _weighted_ranking(teacher: Array, labels: Array, temperature: ArrayLike) -> tuple[Array, Array]:
+    """The teacher's probabilities by rank, and the ranking of the classes."""
     ranking = _ranking_rows(teacher, labels)
     weights = jax.lax.stop_gradient(jnp.exp(log_probabilities(teacher, temperature)))
-    scores = _ranked_scores(student, ranking)
-    return ranking, scores, jnp.take_along_axis(weights, ranking, axis=-1).astype(scores.dtype)
+    return jnp.take_along_axis(weights, ranking, axis=-1), ranking
 
 
 def plackett_luce(
@@ -175,7 +199,7 @@ def plackett_luce(
       Bassam et al., PLD: A Choice-Theoretic List-Wise Knowledge Distillation, arXiv:2506.12542.
     """
     checked = _check_ranked(student_logits, teacher_logits, labels, teacher_temperature)
-    rows = lambda s, t, y: _ranked_likelihood(*_ranked_inputs(s, t, y, teacher_temperature)[1:])  # noqa: E731
+    rows = lambda s, t, y: _list_likelihood(as_float(s), *_weighted_ranking(t, y, teacher_temperature))  # noqa: E731
     return over_rows(rows, *checked)
 
 
@@ -208,9 +232,9 @@ def plackett_luce_gradient(
     checked = _check_ranked(student_logits, teacher_logits, labels, teacher_temperature)
 
     def rows(student: Array, teacher: Array, labels: Array) -> Array:
-        ranking, scores, weights = _ranked_inputs(student, teacher, labels, teacher_temperature)
-        by_rank = _ranked_gradient(scores, weights)
-        by_class = jnp.take_along_axis(by_rank, jnp.argsort(ranking, axis=-1), axis=-1)
-        return by_class.astype(float_dtype(student))
+        weights, ranking = _weighted_ranking(teacher, labels, teacher_temperature)
+        scores = jnp.take_along_axis(as_float(student), ranking, axis=-1)
+        by_rank = _gradient_by_rank(scores, tail_log_sum_exp(scores), weights)
+        return _by_class(by_rank, ranking).astype(float_dtype(student))
 
     return over_rows(rows, *checked)

@@ -10,8 +10,9 @@ from jax.typing import ArrayLike
 
 from mlfuncs import _checks
 from mlfuncs._arrays import example_keys, expand_like
-from mlfuncs.distillation._rows import check_pair, check_temperature, log_probabilities, over_rows
-from mlfuncs.distillation.logits import check_mixture, jensen_shannon_rows, kl_rows
+from mlfuncs.distillation._divergences import jensen_shannon_rows, kullback_leibler_rows
+from mlfuncs.distillation._rows import check_pair, check_temperature, over_rows, scaled
+from mlfuncs.distillation.logits import check_mixture
 
 
 def sequence_divergence(
@@ -65,11 +66,11 @@ def sequence_divergence(
 
     def rows(s: Array, t: Array, counts: Array) -> Array:
         # Harmless logits in the place of padding, so that nothing of it reaches the gradient either.
-        log_q, log_p = (log_probabilities(jnp.where(counts[..., None], x, 0), temperature) for x in (s, t))
+        z_q, z_p = (scaled(jnp.where(counts[..., None], x, 0), temperature) for x in (s, t))
         if divergence == "jensen_shannon":
-            values = jensen_shannon_rows(log_q, log_p, mixture)
+            values = jensen_shannon_rows(z_q, z_p, jnp.asarray(mixture))
         else:
-            values = kl_rows(log_p, log_q) if divergence == "forward" else kl_rows(log_q, log_p)
+            values = kullback_leibler_rows(*((z_p, z_q) if divergence == "forward" else (z_q, z_p)))
         return jnp.where(counts, values, 0.0)
 
     total = jnp.sum(over_rows(rows, student, teacher, counts), axis=1)

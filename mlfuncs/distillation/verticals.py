@@ -8,7 +8,7 @@ from jax.typing import ArrayLike
 
 from mlfuncs import _checks
 from mlfuncs._arrays import as_float
-from mlfuncs.distillation._rows import check_classes, check_integers, check_pair, over_rows
+from mlfuncs.distillation._rows import check_classes, check_integers, check_pair, over_rows, with_gradients
 
 
 def _check_verticals(class_vertical: ArrayLike, classes: int) -> Array:
@@ -27,11 +27,20 @@ def _check_teachers(teacher_logits: ArrayLike, teacher_index: ArrayLike, top_k: 
     return check_integers("teacher_index", teacher_index)
 
 
-def _soft_targets(teacher: Array, index: Array, verticals: Array, top_k: int) -> Array:
+def _largest_vertical(class_vertical: ArrayLike) -> int:
+    """The number of classes that one vertical has at most; where it can't be known, all."""
+    if not _checks.is_concrete(class_vertical):
+        return np.size(class_vertical)
+    return int(np.unique(np.asarray(class_vertical), return_counts=True)[1].max())
+
+
+def _soft_targets(teacher: Array, index: Array, verticals: Array, top_k: int, largest: int) -> Array:
     own = verticals == index[..., None]
     scores = jnp.where(own, as_float(teacher), -jnp.inf)
-    _, best = jax.lax.top_k(scores, min(top_k, scores.shape[-1]))  # of equal ones the lower class
-    kept = jnp.put_along_axis(jnp.zeros(scores.shape, bool), best, True, axis=-1, inplace=False) & own
+    kept = own
+    if top_k < largest:
+        _, best = jax.lax.top_k(scores, top_k)  # of equal ones the lower class
+        kept &= jnp.put_along_axis(jnp.zeros(scores.shape, bool), best, True, axis=-1, inplace=False)
     return jnp.where(kept, jax.nn.sigmoid(jnp.where(kept, scores, 0.0)), 0.0)
 
 
@@ -62,7 +71,8 @@ def vertical_soft_targets(
     index = _check_teachers(teacher_logits, teacher_index, top_k)
     teacher = jax.lax.stop_gradient(jnp.asarray(teacher_logits))
     verticals = _check_verticals(class_vertical, teacher.shape[-1])
-    return over_rows(lambda t, i: _soft_targets(t, i, verticals, top_k), teacher, index)
+    largest = _largest_vertical(class_vertical)
+    return over_rows(lambda t, i: _soft_targets(t, i, verticals, top_k, largest), teacher, index)
 
 
 def multi_teacher(
@@ -100,12 +110,23 @@ def multi_teacher(
     index = _check_teachers(teacher, teacher_index, top_k)
     verticals = _check_verticals(class_vertical, student.shape[-1])
 
+    largest = _largest_vertical(class_vertical)
+
     def rows(s: Array, t: Array, i: Array) -> Array:
-        x, z = as_float(s), _soft_targets(jax.lax.stop_gradient(t), i, verticals, top_k)
-        asked = z != 0
-        return jnp.sum(jax.nn.softplus(x) - jnp.where(asked, jnp.where(asked, x, 0.0) * z, 0.0), axis=-1)
+        return _sigmoid_cross_entropy_rows(
+            as_float(s), _soft_targets(jax.lax.stop_gradient(t), i, verticals, top_k, largest)
+        )
 
     return over_rows(rows, student, teacher, index)
+
+
+def _sigmoid_cross_entropy(x: Array, targets: Array) -> Array:
+    asked = targets != 0
+    softplus = jnp.maximum(x, 0) + jnp.log1p(jnp.exp(-jnp.abs(x)))
+    return jnp.sum(softplus - jnp.where(asked, jnp.where(asked, x, 0.0) * targets, 0.0), axis=-1)
+
+
+_sigmoid_cross_entropy_rows = with_gradients(_sigmoid_cross_entropy, lambda x, targets: jax.nn.sigmoid(x) - targets)
 
 
 def self_paced_logits(

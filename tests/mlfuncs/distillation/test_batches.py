@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 import scipy.optimize
 import scipy.special
+from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from mlfuncs import distillation
-from mlfuncs.distillation import _rows
+from mlfuncs.distillation import _rows, batches
 
 KEY = jax.random.key(0)
 MESH = jax.make_mesh((8,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
@@ -161,6 +162,32 @@ def test_split_batches_in_chunks_of_classes(monkeypatch):
     for loss, out in ((distillation.sinkhorn, P("data")), (distillation.correlation, P())):
         split = jax.shard_map(partial(loss, axis_name="data"), mesh=MESH, in_specs=P("data"), out_specs=out)
         np.testing.assert_allclose(jax.jit(split)(student, teacher), loss(student, teacher), rtol=1e-4)
+
+
+def test_rows_in_turns_and_split_by_the_compiler():
+    # 21 rows: three turns of eight with padding, against all at once.
+    student, teacher = 2 * jax.random.normal(KEY, (2, 21, 5))
+
+    def by_definition(student, teacher):
+        q, p = jax.nn.softmax(student), jax.nn.softmax(teacher)
+        return jnp.sum(jnp.abs(q[:, None] - p), -1)
+
+    weights = jax.random.normal(jax.random.key(1), (21, 21))
+    ours = lambda s, t: jnp.sum(weights * batches._prediction_distances(s, t, 1.0))  # noqa: E731
+    run = jax.jit(jax.value_and_grad(ours, argnums=(0, 1)))
+    expected = jax.value_and_grad(lambda s, t: jnp.sum(weights * by_definition(s, t)), argnums=(0, 1))(student, teacher)
+    close = lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)  # noqa: E731
+    jax.tree.map(close, run(student, teacher), expected)
+    slope = jax.jvp(ours, (student, teacher), (teacher, student))[1]
+    np.testing.assert_allclose(slope, jnp.vdot(expected[1][0], teacher) + jnp.vdot(expected[1][1], student), rtol=1e-4)
+    # Predictions that agree pull nowhere.
+    np.testing.assert_allclose(
+        jax.grad(lambda s: batches._prediction_distances(s, s, 1.0)[0, 0])(student), 0, atol=1e-6
+    )
+    whole = jax.jit(jax.value_and_grad(total))
+    pair = 2 * jax.random.normal(KEY, (2, 16, 5))
+    split = [jax.device_put(x, NamedSharding(MESH, P("data"))) for x in pair]
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), whole(*split), whole(*pair))
 
 
 @pytest.mark.parametrize(

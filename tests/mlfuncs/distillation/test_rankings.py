@@ -177,3 +177,23 @@ def test_blocks_leading_axes_and_precision(monkeypatch):
 def test_bad_input(call, match):
     with pytest.raises(ValueError, match=match):
         call()
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16, jnp.int32])
+def test_rankings_are_stable_orders(dtype):
+    draw = np.random.default_rng(0)
+    # Few values, so that nearly all are tied; both zeros and both infinities among them.
+    values = draw.choice([-np.inf, -1e30, -1.5, -0.0, 0.0, 1e-40, 2.0, np.inf], (50, 33)).astype(np.float32)
+    values = np.clip(np.nan_to_num(values), -9, 9) if dtype == jnp.int32 else values
+    teacher = jnp.asarray(values, dtype)
+    labels = jnp.asarray(draw.integers(0, 33, 50), jnp.int32)
+    ranking = np.asarray(distillation.teacher_ranking(teacher, labels))
+    for row, y, order in zip(np.asarray(teacher, np.float32), np.asarray(labels), ranking, strict=True):
+        row = np.where(np.abs(row) < 1e-38, 0.0, row)  # numbers this small are 0 on many devices
+        expected = [y] + [c for c in np.argsort(-row, kind="stable") if c != y]
+        np.testing.assert_array_equal(order, expected)
+
+
+def test_nan_comes_last_whatever_its_sign():
+    teacher = jnp.array([[jnp.nan, 1.0, -jnp.nan, -jnp.inf, 2.0]])
+    np.testing.assert_array_equal(distillation.teacher_ranking(teacher, jnp.array([3])), [[3, 4, 1, 0, 2]])

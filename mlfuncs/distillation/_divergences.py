@@ -1,0 +1,150 @@
+"""Divergences of single rows of scaled logits z = logits / T [..., C], with their derivatives in closed form.
+
+Traced derivatives would walk back through softmax, masks and guards; the closed forms need the two softmaxes alone.
+"""
+
+import math
+
+import jax.numpy as jnp
+from jax import Array
+
+from mlfuncs.distillation._rows import at_label, log_probabilities, with_gradients
+
+NEAR = 0.7  # log-ratios below which the excess is summed as a series: its terms vanish fast and nothing cancels
+
+
+def _remainder(ratio: Array) -> Array:
+    """e^-r - 1 + r for |r| < NEAR, from its series: exact to the last digits where the plain sum keeps none."""
+    terms = range(2, 10 if ratio.dtype == jnp.float32 else 19)
+    total = jnp.zeros_like(ratio)
+    for n in reversed(terms):
+        total = total * ratio + (-1) ** n / math.factorial(n)
+    return total * ratio * ratio
+
+
+def excess_of(ratio: Array, p: Array, q: Array) -> Array:
+    """p r - p + q for each class, r = log(p / q): never negative, exact to second order where p and q are near."""
+    held = ~(p <= 0)
+    near = jnp.abs(ratio) < NEAR
+    value = jnp.where(near, p * _remainder(jnp.where(near, ratio, 0.0)), p * jnp.where(held, ratio, 0.0) + (q - p))
+    return jnp.where(held, value, q)
+
+
+def excess(log_p: Array, log_q: Array) -> Array:
+    """`excess_of` two arrays of log-probabilities."""
+    both = jnp.isneginf(log_p) & jnp.isneginf(log_q)
+    ratio = jnp.where(both, 0.0, log_p) - jnp.where(both, 0.0, log_q)
+    return excess_of(ratio, jnp.exp(log_p), jnp.exp(log_q))
+
+
+def _centred(weights: Array, values: Array) -> Array:
+    """w (v - sum w v): a derivative in probabilities w, taken back through their softmax. Weights of 0 add nothing."""
+    values = jnp.where(weights <= 0, 0.0, values)
+    # Twice: where one class has nearly all weight, the first mean leaves of its value what rounding has made of it.
+    values -= jnp.sum(weights * values, axis=-1, keepdims=True)
+    return weights * (values - jnp.sum(weights * values, axis=-1, keepdims=True))
+
+
+def _without_mass(z: Array) -> Array:
+    return jnp.max(z, axis=-1) == -jnp.inf
+
+
+def _kullback_leibler(z_p: Array, z_q: Array) -> Array:
+    total = jnp.sum(excess(log_probabilities(z_p), log_probabilities(z_q)), axis=-1)
+    # A row without mass is no distribution: it asks for nothing, where the sum would give that of q.
+    return jnp.where(_without_mass(z_p), 0.0, total)
+
+
+def _kullback_leibler_in_p(z_p: Array, z_q: Array) -> Array:
+    log_p, log_q = log_probabilities(z_p), log_probabilities(z_q)
+    return _centred(jnp.exp(log_p), log_p - log_q)
+
+
+def _kullback_leibler_in_q(z_p: Array, z_q: Array) -> Array:
+    gap = jnp.exp(log_probabilities(z_q)) - jnp.exp(log_probabilities(z_p))
+    return jnp.where(_without_mass(z_p)[..., None], 0.0, gap)
+
+
+kullback_leibler_rows = with_gradients(_kullback_leibler, _kullback_leibler_in_p, _kullback_leibler_in_q)
+"""KL(p || q) of p = softmax(z_p) and q = softmax(z_q)."""
+
+
+def _to_mixture(z_q: Array, z_p: Array, mixture: Array) -> tuple[Array, Array, Array, Array]:
+    """q, log(q / m), p, log(p / m), m = b p + (1 - b) q; the logarithms are 0 where neither has mass."""
+    log_q, log_p = log_probabilities(z_q), log_probabilities(z_p)
+    masked = jnp.isneginf(log_q) & jnp.isneginf(log_p)
+    held_q, held_p = jnp.where(masked, 0.0, log_q), jnp.where(masked, 0.0, log_p)
+    # log m relative to the larger of the two: exactly 0 where they agree.
+    larger = jnp.maximum(held_q, held_p)
+    weight = jnp.where(held_q <= held_p, 1 - mixture, mixture)
+    over_larger = jnp.log1p(weight * jnp.expm1(jnp.minimum(held_q, held_p) - larger))
+    return jnp.exp(log_q), (held_q - larger) - over_larger, jnp.exp(log_p), (held_p - larger) - over_larger
+
+
+def _jensen_shannon(z_q: Array, z_p: Array, mixture: Array) -> Array:
+    q, q_to_m, p, p_to_m = _to_mixture(z_q, z_p, mixture)
+    m = mixture * p + (1 - mixture) * q
+    return jnp.sum(mixture * excess_of(p_to_m, p, m) + (1 - mixture) * excess_of(q_to_m, q, m), axis=-1)
+
+
+def _jensen_shannon_in_q(z_q: Array, z_p: Array, mixture: Array) -> Array:
+    q, q_to_m, _, _ = _to_mixture(z_q, z_p, mixture)
+    return (1 - mixture) * _centred(q, q_to_m)
+
+
+def _jensen_shannon_in_p(z_q: Array, z_p: Array, mixture: Array) -> Array:
+    _, _, p, p_to_m = _to_mixture(z_q, z_p, mixture)
+    return mixture * _centred(p, p_to_m)
+
+
+def _jensen_shannon_in_mixture(z_q: Array, z_p: Array, mixture: Array) -> Array:
+    """KL(p || m) - KL(q || m): what m changes cancels."""
+    q, q_to_m, p, p_to_m = _to_mixture(z_q, z_p, mixture)
+    m = mixture * p + (1 - mixture) * q
+    return jnp.sum(excess_of(p_to_m, p, m) - excess_of(q_to_m, q, m), axis=-1)
+
+
+jensen_shannon_rows = with_gradients(
+    _jensen_shannon, _jensen_shannon_in_q, _jensen_shannon_in_p, _jensen_shannon_in_mixture
+)
+"""b KL(p || m) + (1 - b) KL(q || m) of q = softmax(z_q), p = softmax(z_p) and the mixture's weight b on p."""
+
+
+def _gap(z_q: Array, z_p: Array) -> tuple[Array, Array, Array]:
+    q, p = jnp.exp(log_probabilities(z_q)), jnp.exp(log_probabilities(z_p))
+    return q, p, q - p
+
+
+total_variation_rows = with_gradients(
+    lambda z_q, z_p: jnp.sum(jnp.abs(_gap(z_q, z_p)[2]), axis=-1) / 2,
+    lambda z_q, z_p: _centred(_gap(z_q, z_p)[0], jnp.sign(_gap(z_q, z_p)[2]) / 2),
+    lambda z_q, z_p: _centred(_gap(z_q, z_p)[1], jnp.sign(_gap(z_q, z_p)[2]) / -2),
+)
+"""sum |p - q| / 2."""
+
+
+def _cross_entropy(z: Array, weights: Array) -> Array:
+    held = weights != 0
+    return -jnp.sum(jnp.where(held, weights * jnp.where(held, log_probabilities(z), 0.0), 0.0), axis=-1)
+
+
+def _cross_entropy_in_z(z: Array, weights: Array) -> Array:
+    return jnp.sum(weights, axis=-1, keepdims=True) * jnp.exp(log_probabilities(z)) - weights
+
+
+def _cross_entropy_in_weights(z: Array, weights: Array) -> Array:
+    return jnp.where(weights != 0, -log_probabilities(z), 0.0)
+
+
+cross_entropy_rows = with_gradients(_cross_entropy, _cross_entropy_in_z, _cross_entropy_in_weights)
+"""-sum w log softmax(z), where classes of weight 0 add nothing. Weights need not sum to 1."""
+
+
+def _label_cross_entropy_in_z(z: Array, labels: Array) -> Array:
+    return jnp.exp(log_probabilities(z)) - (jnp.arange(z.shape[-1]) == labels[..., None])
+
+
+label_cross_entropy_rows = with_gradients(
+    lambda z, labels: -at_label(log_probabilities(z), labels), _label_cross_entropy_in_z
+)
+"""-log softmax(z) at the label; infinite where its class is masked."""
