@@ -109,25 +109,30 @@ def with_gradients(value: Callable[..., Array], *gradients: Callable[..., Array]
     return function
 
 
-def over_rows(function: Callable[..., Array], *arrays: Array) -> Array:
+def over_rows(
+    function: Callable[..., Array], *arrays: Array, axes: int | None = None, held: int | None = None
+) -> Array:
     """`function` of arrays [..., C] (or [...]) that works row by row, on a block of rows at a time where they are many.
 
     A block takes every n-th row, so that a batch that is split over devices stays split. Where a row gives one number, its
     derivative is made beside it, in the same pass and in the dtype of the input: nothing is computed twice.
+
+    `axes` is how many axes the rows have, by default all but the last of the first array; `held` how many values all rows at
+    once would hold, by default the size of that array.
     """
-    rows = math.prod(arrays[0].shape[:-1])
-    blocks = min(-(-arrays[0].size // BLOCK), MOST_BLOCKS, rows)
+    axes = arrays[0].ndim - 1 if axes is None else axes
+    rows = math.prod(arrays[0].shape[:axes])
+    blocks = min(-(-(arrays[0].size if held is None else held) // BLOCK), MOST_BLOCKS, rows)
     if blocks <= 1:
         return function(*arrays)
     blocks = next((n for n in range(blocks, min(2 * blocks, rows) + 1) if rows % n == 0), blocks)
-    axes = arrays[0].ndim - 1
     first = (x.reshape(rows, *x.shape[axes:])[: -(-rows // blocks)] for x in arrays)
     closed, constants = jax.closure_convert(function, *first)
 
     def mapped(constants: list[Array], *arrays: Array) -> Array:
         whole = tuple(_split(x, axes, blocks) for x in arrays)
         block = jax.checkpoint(lambda index: closed(*_block(whole, index), *constants))
-        return _join(jnp.moveaxis(jax.lax.map(block, jnp.arange(blocks)), 0, 1), arrays[0].shape[:-1])
+        return _join(jnp.moveaxis(jax.lax.map(block, jnp.arange(blocks)), 0, 1), arrays[0].shape[:axes])
 
     result = jax.eval_shape(mapped, constants, *arrays)
     if result.ndim != axes or not jnp.issubdtype(result.dtype, jnp.inexact):
@@ -138,11 +143,13 @@ def over_rows(function: Callable[..., Array], *arrays: Array) -> Array:
         (constants, *arrays), (of_constants, *changes) = arguments, tangents
         moving = [k for k, change in enumerate(changes) if not isinstance(change, SymbolicZero)]
         whole = tuple(_split(x, axes, blocks) for x in arrays)
-        result, gradients = _values_and_gradients(lambda *xs: closed(*xs, *constants), whole, moving)
-        result = _join(result, arrays[0].shape[:-1])
+        result, gradients = _values_and_gradients(
+            lambda *xs: closed(*xs, *constants), whole, {k: arrays[k].shape for k in moving}
+        )
+        result = _join(result, arrays[0].shape[:axes])
         change = jnp.zeros_like(result)
-        for k, gradient in zip(moving, gradients, strict=True):
-            product = (_join(gradient, arrays[0].shape[:-1]) * changes[k]).astype(result.dtype)
+        for k, gradient in gradients.items():
+            product = gradient.astype(result.dtype) * changes[k].astype(result.dtype)
             change += jnp.sum(product, axis=tuple(range(axes, product.ndim)))
         if any(not isinstance(t, SymbolicZero) for t in of_constants):
             pairs = zip(constants, of_constants, strict=True)
@@ -175,23 +182,29 @@ def _block(whole: tuple[Array, ...], index: Array) -> tuple[Array, ...]:
 
 
 def _values_and_gradients(
-    function: Callable[..., Array], whole: tuple[Array, ...], moving: list[int]
-) -> tuple[Array, list[Array]]:
-    """[n, blocks] values, one a row, and the derivative of each in its row of the `moving` arrays."""
+    function: Callable[..., Array], whole: tuple[Array, ...], moving: dict[int, tuple[int, ...]]
+) -> tuple[Array, dict[int, Array]]:
+    """[n, blocks] values, one a row, and the derivative of each in its row of the `moving` arrays, in the shapes given."""
 
-    def block(gradients: list[Array], index: Array) -> tuple[list[Array], Array]:
-        taken = list(_block(whole, index))
-
-        def of_moving(*moved: Array) -> Array:
-            for k, x in zip(moving, moved, strict=True):
-                taken[k] = x
-            return function(*taken)
-
-        value, back = jax.vjp(of_moving, *(taken[k] for k in moving))
+    def block(gradients: dict[int, Array], index: Array) -> tuple[dict[int, Array], Array]:
+        taken = dict(enumerate(_block(whole, index)))
+        value, back = jax.vjp(
+            lambda moved: function(*(taken | moved).values()), {k: x for k, x in taken.items() if k in moving}
+        )
         # Rows do not see each other: ones give the derivative of every row at once.
-        rows = zip(gradients, back(vary_with(jnp.ones_like(value), value)), strict=True)
-        return [jax.lax.dynamic_update_index_in_dim(g, x, index, 1) for g, x in rows], value
+        (rows,) = back(vary_with(jnp.ones_like(value), value))
+        return {k: _put(g, rows[k], whole[k].shape, index) for k, g in gradients.items()}, value
 
-    start = [vary_with(jnp.zeros_like(whole[k]), whole[0]) for k in moving]
+    # In the shape that is asked for, so that a product with it can take its place in memory.
+    shapes = {k: shape if math.prod(shape) == whole[k].size else whole[k].shape for k, shape in moving.items()}
+    start = {k: vary_with(jnp.zeros(shape, whole[k].dtype), whole[0]) for k, shape in shapes.items()}
     gradients, values = jax.lax.scan(block, start, jnp.arange(whole[0].shape[1]))
+    for k, shape in moving.items():
+        if shapes[k] != shape:
+            gradients[k] = _join(gradients[k], shape[: len(shape) - whole[k].ndim + 2])
     return jnp.moveaxis(values, 0, 1), gradients
+
+
+def _put(x: Array, rows: Array, split: tuple[int, ...], index: Array) -> Array:
+    """`x` with `rows` in the place of a block of it in its `split` shape."""
+    return jax.lax.dynamic_update_index_in_dim(x.reshape(split), rows, index, 1).reshape(x.shape)

@@ -31,7 +31,8 @@ def _check_batch(student_logits: ArrayLike, teacher_logits: ArrayLike, temperatu
 def _row_normalizers(logits: Array, temperature: ArrayLike) -> tuple[Array, Array]:
     """As `normalizers`, on a block of rows at a time."""
     # The largest logit is a shift: its gradient cancels.
-    top = jax.lax.stop_gradient(over_rows(lambda x: normalizers(x, temperature)[0][:, 0], logits))
+    constant, fixed = jax.lax.stop_gradient((logits, temperature))
+    top = over_rows(lambda x: normalizers(x, fixed)[0][:, 0], constant)
     log_total = over_rows(lambda x: normalizers(x, temperature)[1][:, 0], logits)
     return top[:, None], log_total[:, None]
 

@@ -1,6 +1,5 @@
 """Distillation losses on relations inside a layer: between the examples of a batch, channels or tokens."""
 
-import functools
 from collections.abc import Sequence
 
 import jax
@@ -11,6 +10,7 @@ from jax.typing import ArrayLike
 
 from mlfuncs import _checks
 from mlfuncs._arrays import as_float, gather_batch, safe_sqrt, sum_over
+from mlfuncs.distillation._rows import over_rows
 from mlfuncs.distillation.logits import kullback_leibler
 
 TINY = 1e-30  # below any norm that counts, for a division by it
@@ -183,12 +183,16 @@ def self_attention_relation(
     valid = _check_tokens(mask, batch, length)
     share = jnp.asarray(weights)
 
-    def one(own: Array, given: Array) -> Array:
-        s = _relation_scores(own, relation_heads)
-        t = jax.lax.stop_gradient(_relation_scores(given, relation_heads))
-        return _relation_divergence(s, t, valid, divergence)
+    def examples(valid: Array, *projections: Array) -> Array:
+        total = jnp.zeros(valid.shape[0])
+        for weight, own, given in zip(share, projections[:3], projections[3:], strict=True):
+            s = _relation_scores(own, relation_heads)
+            t = _relation_scores(jax.lax.stop_gradient(given), relation_heads)
+            total = total + weight * _relation_divergence(s, t, valid, divergence)
+        return total
 
-    return functools.reduce(jnp.add, (share[i] * one(student[i], teacher[i]) for i in range(3)))
+    # A few examples at a time: scores [B, A, L, L] are far larger than what they are made of.
+    return over_rows(examples, valid, *student, *teacher, axes=1, held=batch * relation_heads * length**2)
 
 
 def _check_projections(name: str, projections: Sequence[ArrayLike], heads: int) -> list[Array]:
@@ -210,7 +214,7 @@ def _check_tokens(mask: ArrayLike | None, batch: int, length: int) -> Array:
     valid = jnp.asarray(mask)
     if valid.shape != (batch, length) or valid.dtype != jnp.bool_:
         raise ValueError(f"mask must be bool of shape {(batch, length)}, got {valid.dtype} of shape {valid.shape}")
-    if _checks.is_concrete(valid) and not bool(jnp.all(jnp.any(valid, axis=1))):
+    if _checks.is_concrete(valid) and not np.asarray(valid).any(axis=1).all():
         raise ValueError("mask must keep at least one token of each example")
     return valid
 

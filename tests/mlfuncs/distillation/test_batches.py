@@ -137,7 +137,8 @@ def test_no_array_of_pairs_times_classes(loss):
     # Compiled, not run: 512 rows of 32k classes; every pair of rows at once would take 32 GiB.
     logits = jax.ShapeDtypeStruct((512, 2**15), jnp.bfloat16)
     memory = jax.jit(jax.value_and_grad(loss)).lower(logits, logits).compile().memory_analysis()
-    assert memory.temp_size_in_bytes < 6 * 512 * 2**15  # less than three copies in bfloat16, blocks included
+    # Copies in bfloat16: the gradient, that of the normalisers, and the sum of both; then blocks.
+    assert memory.temp_size_in_bytes < 3 * 2 * 512 * 2**15 + 16 * 2**20
 
 
 @pytest.mark.parametrize("loss", [distillation.sinkhorn, distillation.correlation])
