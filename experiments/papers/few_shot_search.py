@@ -41,15 +41,15 @@ class Network(NamedTuple):
 
 
 class Masks(NamedTuple):
-    """What students use of a shared network; each has a first axis of students."""
+    """What students use of a shared network; arrays, each with a first axis of students."""
 
-    hidden: Array  # [S, H]
-    columns: Array  # [S, D] of queries, keys and values
-    inner: Array  # [S, M]
-    layers: Array  # [S, K]
-    last: Array  # int [S], the place of the last layer in use
-    order: Array  # int [S, A d]: columns as relation heads take them, with room for the widest student's
-    gain: Array  # [S, A d]: of these columns, 0 in what a narrower student leaves free
+    hidden: Any  # [S, H]
+    columns: Any  # [S, D] of queries, keys and values
+    inner: Any  # [S, M]
+    layers: Any  # [S, K]
+    last: Any  # int [S], the place of the last layer in use
+    order: Any  # int [S, A d]: columns as relation heads take them, with room for the widest student's
+    gain: Any  # [S, A d]: of these columns, 0 in what a narrower student leaves free
 
 
 def sizes(students: np.ndarray, heads: int) -> np.ndarray:
@@ -92,16 +92,16 @@ def masks(students: np.ndarray, network: Network, depth: int, form: Form) -> Mas
         leading(students[:, 2], network.hidden),
         leading(columns, most),
         leading(np.floor(students[:, 2] * students[:, 3]), network.inner),
-        jnp.asarray(layers, jnp.float32),
-        jnp.asarray([network.layers.index(each[-1]) for each in used]),
-        jnp.asarray(order.reshape(len(order), -1)),
-        jnp.asarray(gain.reshape(len(gain), -1), jnp.float32),
+        layers.astype(np.float32),
+        np.array([network.layers.index(each[-1]) for each in used]),
+        order.reshape(len(order), -1),
+        gain.reshape(len(gain), -1).astype(np.float32),
     )
 
 
-def leading(count: np.ndarray, most: int) -> Array:
+def leading(count: np.ndarray, most: int) -> np.ndarray:
     """[S, most]: 1 in the first places of each."""
-    return jnp.asarray(np.arange(most) < count[:, None], jnp.float32)
+    return (np.arange(most) < count[:, None]).astype(np.float32)
 
 
 def some(used: Masks, index: Any) -> Masks:
@@ -109,13 +109,13 @@ def some(used: Masks, index: Any) -> Masks:
     return jax.tree.map(lambda mask: mask[index], used)
 
 
-def teacher_masks(config: ml_collections.ConfigDict, form: Form) -> Masks:
+def teacher_masks(config: ml_collections.FrozenConfigDict, form: Form) -> Masks:
     """Of the teacher, which uses all that it has."""
     whole = np.array([[config.depth, config.heads, config.width, config.expansion]], np.float64)
     return some(masks(whole, network_of(whole, config.depth), config.depth, form), 0)
 
 
-def initial(key: Array, words: int, config: ml_collections.ConfigDict) -> dict[str, Any]:
+def initial(key: Array, words: int, config: ml_collections.FrozenConfigDict) -> dict[str, Any]:
     """The teacher's first parameters."""
     make = jax.nn.initializers.lecun_normal()
     width, inner = config.width, config.expansion * config.width
@@ -166,8 +166,8 @@ def apply(params: Any, tokens: Array, used: Masks, head_width: int) -> tuple[Arr
 class Texts(NamedTuple):
     """Rows of tokens [N, L + 1] to learn from, and such as were held out."""
 
-    train: Array
-    test: Array
+    train: np.ndarray
+    test: np.ndarray
     words: int
 
 
@@ -176,42 +176,43 @@ def texts(file: str, length: int, stride: int, held_out: float) -> Texts:
     """A text file, or the passages of the package. A row has one token more, which the one before it predicts."""
     data = {"name": "text", "file": file, "data_dir": "", "length": length + 1, "stride": stride}
     world = worlds.build(ml_collections.ConfigDict(data | {"test_fraction": held_out}), None)  # type: ignore[arg-type]
-    train, test = (jnp.asarray(part.read(np.arange(len(part)))["tokens"]) for part in (world.train, world.test))
+    train, test = (part.read(np.arange(len(part)))["tokens"] for part in (world.train, world.test))
     return Texts(train, test, world.num_classes)
 
 
 def prepare(config: ml_collections.ConfigDict, key: Array) -> dict[str, Any]:
     """The teacher, a language model."""
     given = texts(config.file, config.length, config.stride, config.held_out)
+    return taught(key, given.train, given.test, words=given.words, config=ml_collections.FrozenConfigDict(config))
+
+
+@functools.partial(jax.jit, static_argnames=("words", "config"))
+def taught(
+    key: Array, train: Array, test: Array, *, words: int, config: ml_collections.FrozenConfigDict
+) -> dict[str, Any]:
+    """A language model, its last training losses, and how often it tells the next token of what was held out."""
     init_key, order_key = jax.random.split(key)
-    used = teacher_masks(config, form_of(config))
-    params = initial(init_key, given.words, config)
-    rows = training.batches(order_key, len(given.train), config.batch, config.steps)
-    head_width = config.width // config.heads
-    params, losses = taught(params, given.train, rows, used, head_width=head_width, peak=config.learning_rate)
-    states, _ = apply(params, given.test[:, :-1], used, head_width)
-    right = training.accuracy(states @ params["words"].T, given.test[:, 1:])
-    return {"teacher": params, "train_loss": jnp.mean(losses[-20:]), "test_accuracy": right}
+    used, head_width = teacher_masks(config, form_of(config)), config.width // config.heads
 
-
-@functools.partial(jax.jit, static_argnames=("head_width", "peak"))
-def taught(params: Any, tokens: Array, rows: Array, used: Masks, *, head_width: int, peak: float) -> tuple[Any, Array]:
-    """A language model and its losses on the way."""
+    def logits(params: Any, tokens: Array) -> Array:
+        return apply(params, tokens[:, :-1], used, head_width)[0] @ params["words"].T
 
     def loss(params: Any, rows: Array, key: Array) -> Array:
         del key
-        states, _ = apply(params, tokens[rows, :-1], used, head_width)
-        return jnp.mean(training.cross_entropy(states @ params["words"].T, tokens[rows, 1:]))
+        return jnp.mean(training.cross_entropy(logits(params, train[rows]), train[rows, 1:]))
 
-    optimizer = optax.adam(optax.cosine_decay_schedule(peak, rows.shape[0]))
-    params, losses, _ = training.fit(loss, params, optimizer, rows, jax.random.key(0))
-    return params, losses
+    rows = training.batches(order_key, len(train), config.batch, config.steps)
+    optimizer = optax.adam(optax.cosine_decay_schedule(config.learning_rate, config.steps))
+    params, losses, _ = training.fit(loss, initial(init_key, words, config), optimizer, rows, order_key)
+    accuracy = training.accuracy(logits(params, test), test[:, 1:])
+    return {"teacher": params, "train_loss": jnp.mean(losses[-20:]), "test_accuracy": accuracy}
 
 
-def form_of(shared: ml_collections.ConfigDict, divergence: str = "kl") -> Form:
+def form_of(shared: ml_collections.FrozenConfigDict, divergence: str = "kl") -> Form:
     return Form(shared.width // shared.heads, shared.relation_heads, divergence)
 
 
+@functools.partial(jax.jit, static_argnames=("network", "head_width"))
 def inherited(teacher: Any, network: Network, head_width: int) -> Any:
     """The shared network as it starts: the leading units of those layers of the teacher that some student takes."""
     hidden, inner, columns = network.hidden, network.inner, network.heads * head_width
@@ -243,38 +244,59 @@ def relation_loss(params: Any, tokens: Array, wanted: Array, used: Masks, form: 
     return jnp.mean(each)
 
 
-def optimizer_of(steps: int, peak: Array) -> optax.GradientTransformation:
+def optimizer_of(steps: int, peak: float) -> optax.GradientTransformation:
     """The paper's, but for the learning rate."""
     schedule = lambda count: peak * (1 - count / steps)  # noqa: E731
     return optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(schedule, weight_decay=0.01))
 
 
-@functools.partial(jax.jit, static_argnames="form")
+@functools.partial(jax.jit, static_argnames=("form", "batch", "steps"))
 def trained_together(
-    params: Any, tokens: Array, wanted: Array, rows: Array, used: Masks, key: Array, peak: Array, *, form: Form
+    key: Array,
+    params: Any,
+    tokens: Array,
+    wanted: Array,
+    used: Masks,
+    peak: float,
+    *,
+    form: Form,
+    batch: int,
+    steps: int,
 ) -> Any:
     """The shared network; in every step the largest, the smallest and two other students add up their gradients."""
 
     def loss(params: Any, rows: Array, key: Array) -> Array:
-        members = some(used, architecture_search.sandwich(key, used.last.shape[0]))
+        members = some(used, architecture_search.sandwich(key, len(used.hidden)))
         one = lambda member: relation_loss(params, tokens[rows], wanted[:, rows], member, form)  # noqa: E731
         return jnp.sum(jax.vmap(one)(members))
 
-    return training.fit(loss, params, optimizer_of(rows.shape[0], peak), rows, key)[0]
+    order_key, step_key = jax.random.split(key)
+    rows = training.batches(order_key, len(tokens), batch, steps)
+    return training.fit(loss, params, optimizer_of(steps, peak), rows, step_key)[0]
 
 
-@functools.partial(jax.jit, static_argnames="form")
+@functools.partial(jax.jit, static_argnames=("form", "batch", "steps"))
 def trained_alone(
-    params: Any, tokens: Array, wanted: Array, rows: Array, used: Masks, peak: Array, *, form: Form
+    key: Array,
+    params: Any,
+    tokens: Array,
+    wanted: Array,
+    used: Masks,
+    peak: float,
+    *,
+    form: Form,
+    batch: int,
+    steps: int,
 ) -> Any:
     """Every student for itself from the shared network on: parameters with a first axis of students."""
+    rows = training.batches(key, len(tokens), batch, steps)
 
     def one(member: Masks) -> Any:
         def loss(params: Any, rows: Array, key: Array) -> Array:
             del key
             return relation_loss(params, tokens[rows], wanted[:, rows], member, form)
 
-        return training.fit(loss, params, optimizer_of(rows.shape[0], peak), rows, jax.random.key(0))[0]
+        return training.fit(loss, params, optimizer_of(steps, peak), rows, key)[0]
 
     return jax.vmap(one)(used)
 
@@ -310,48 +332,53 @@ def run(config: ml_collections.ConfigDict, key: Array, shared: dict[str, Any]) -
     common, form = config.shared, form_of(config.shared, config.divergence)
     measure = form._replace(divergence="kl")
     given = texts(common.file, common.length, common.stride, common.held_out)
+    train, test = given.train[:, :-1], given.test[:, :-1]
     whole = teacher_masks(common, form)
-    seen, unseen = (answers(shared["teacher"], part[:, :-1], whole, head_width=form.head_width) for part in given[:2])
-    ranges = [students_of(config.ranges[name], common.heads) for name in sorted(config.ranges)]
-    order_key, step_key, alone_key = jax.random.split(jax.random.fold_in(key, 1), 3)
+    seen, unseen = (answers(shared["teacher"], part, whole, head_width=form.head_width) for part in (train, test))
+    names = sorted(config.ranges)
+    ranges = [students_of(config.ranges[name], common.heads) for name in names]
+    together_key, alone_key = jax.random.split(jax.random.fold_in(key, 1))
 
-    def network(students: np.ndarray, steps: int) -> tuple[Network, Any]:
-        held = network_of(students, common.depth)
-        params = inherited(shared["teacher"], held, form.head_width)
-        if not steps:
-            return held, params
-        rows = training.batches(order_key, len(given.train), config.batch, steps)
-        used = masks(students, held, common.depth, form)
-        told = (params, given.train[:, :-1], seen, rows, used, step_key, jnp.float32(config.learning_rate))
-        return held, trained_together(*told, form=form)
+    def trained(students: np.ndarray, steps: int) -> tuple[Network, Any]:
+        network = network_of(students, common.depth)
+        params = inherited(shared["teacher"], network, form.head_width)
+        if steps:
+            used = masks(students, network, common.depth, form)
+            told = (together_key, params, train, seen, used, config.learning_rate)
+            params = trained_together(*told, form=form, batch=config.batch, steps=steps)
+        return network, params
 
     if config.together:
         everyone = np.concatenate(ranges)
         everyone = everyone[np.argsort(sizes(everyone, common.heads), kind="stable")]
-        networks = [network(everyone, len(ranges) * config.steps)] * len(ranges)
+        networks = [trained(everyone, len(ranges) * config.steps)] * len(ranges)
     else:
-        networks = [network(students, config.steps) for students in ranges]
+        networks = [trained(students, config.steps) for students in ranges]
 
-    found = []
-    for students, (held, params) in zip(ranges, networks, strict=True):
-        used = masks(students, held, common.depth, form)
-        losses = losses_of(params, given.test[:, :-1], unseen, used, form=measure, alone=False)
+    found: list[dict[str, Any]] = []
+    for students, (network, params) in zip(ranges, networks, strict=True):
+        used = masks(students, network, common.depth, form)
+        losses = np.asarray(losses_of(params, test, unseen, used, form=measure, alone=False))
         sample = some(used, np.linspace(0, len(students) - 1, config.probed).astype(int))
         options = {"words": given.words, "head_width": form.head_width}
         right = probe_accuracies(params, given.train[:: config.probe_every], given.test, sample, **options)
-        told = {"relation_loss": jnp.mean(losses), "probe_accuracy": jnp.mean(right)}
+        told = {"relation_loss": np.mean(losses), "probe_accuracy": np.mean(right)}
         if config.extra_steps:
-            rows = training.batches(alone_key, len(given.train), config.batch, config.extra_steps)
-            peak = jnp.float32(config.extra_learning_rate)
-            own = trained_alone(params, given.train[:, :-1], seen, rows, used, peak, form=form)
-            after = losses_of(own, given.test[:, :-1], unseen, used, form=measure, alone=True)
-            told |= chosen(sizes(students, common.heads), np.asarray(losses), np.asarray(after))
+            start = (alone_key, params, train, seen, used, config.extra_learning_rate)
+            own = trained_alone(*start, form=form, batch=config.batch, steps=config.extra_steps)
+            after = np.asarray(losses_of(own, test, unseen, used, form=measure, alone=True))
+            told |= chosen(sizes(students, common.heads), losses, after)
         found.append(told)
-    means = {name: np.mean([float(told[name]) for told in found]) for name in found[0]}
-    by_range = {
-        f"relation_loss_{name}": told["relation_loss"] for name, told in zip(sorted(config.ranges), found, strict=True)
-    }
+    means = {name: np.mean([told[name] for told in found]) for name in found[0]}
+    by_range = {f"relation_loss_{name}": told["relation_loss"] for name, told in zip(names, found, strict=True)}
     return {**means, **by_range, "teacher_accuracy": shared["test_accuracy"]}
+
+
+@jax.jit
+def choices(size: Array, losses: Array, budgets: Array) -> tuple[Array, Array]:
+    """The student of the lowest loss within each budget, and how many students are on the front of size and loss."""
+    best = jax.vmap(lambda budget: architecture_search.best_under_budget(size, losses, budget=budget))(budgets)
+    return best, jnp.sum(architecture_search.pareto_front(size, losses))
 
 
 def chosen(size: np.ndarray, before: np.ndarray, after: np.ndarray) -> dict[str, Any]:
@@ -360,18 +387,18 @@ def chosen(size: np.ndarray, before: np.ndarray, after: np.ndarray) -> dict[str,
     For every budget the student of the lowest loss that fits is compared, after training alone, with the others that fit
     and are about as large.
     """
+    budgets = np.quantile(size, BUDGETS, method="lower")
+    best, front = choices(size, before, budgets)
     pairs = []
-    for quantile in BUDGETS:
-        budget = np.quantile(size, quantile)
-        best = int(architecture_search.best_under_budget(size, before, budget=budget))
-        peers = np.flatnonzero((size <= budget) & (size >= PEERS * budget) & (np.arange(len(size)) != best))
+    for one, budget in zip(np.asarray(best), budgets, strict=True):
+        peers = np.flatnonzero((size <= budget) & (size >= PEERS * budget) & (np.arange(len(size)) != one))
         if len(peers):
-            pairs.append((after[best], np.mean(after[peers])))
+            pairs.append((after[one], np.mean(after[peers])))
     picked, random = np.mean(pairs, axis=0) if pairs else (np.nan, np.nan)
     return {
         "rank_correlation": scipy.stats.spearmanr(before, after).statistic,
         "rank_correlation_of_size": scipy.stats.spearmanr(-size, after).statistic,
-        "on_front": np.sum(np.asarray(architecture_search.pareto_front(size, before))),
+        "on_front": float(front),
         "chosen_loss": picked,
         "random_loss": random,
         "loss_after_alone": np.mean(after),
