@@ -94,5 +94,14 @@ def get_config() -> ml_collections.ConfigDict:
         ),
         check("a student is scored in a fiftieth of the time of training", "training_over_scoring", SCORE, at_least=50),
     )
-    config.remarks = ""
+    config.remarks = (
+        "Here size is the better guide: the number of parameters and the norm of the gradient order students as they come "
+        "out, and so does training on labels. The score is nearly the semantic part alone, a thousand times as large as "
+        "that of relations, and lower for students with an average pool, though these are more accurate than others with "
+        "as many 3x3 convolutions. It stays so with 12 pairs of random networks in place of 3, with batches of 256, and "
+        "with relations of feature maps before their average (two seeds, rank correlations from -0.34 to 0.27); with "
+        "features less their means over the batch the semantic part came to 0.56 and -0.09. The learning rate, 2e-2 of "
+        "5e-3, 1e-2 and 2e-2, is the one of the most accurate students, whatever their order; 8 epochs. Times are "
+        "processor seconds, without compiling."
+    )
     return config
