@@ -2,7 +2,7 @@
 
 usage: python -m experiments.benchmark SUBJECT [SUBJECT ...] [--out=FILE.json]
 
-subjects: consistency, distillation, dropout, few_step, scale
+subjects: consistency, distillation, dropout, features, few_step, scale
 """
 
 import importlib
@@ -17,7 +17,8 @@ from rich.table import Table
 from experiments.engine import command_line
 from experiments.engine.errors import UserError, unknown
 
-SUBJECTS = ("consistency", "distillation", "dropout", "few_step", "scale")
+WIDTH = 160  # of a table that goes to a file
+SUBJECTS = ("consistency", "distillation", "dropout", "features", "few_step", "scale")
 
 
 def main() -> None:
@@ -62,7 +63,9 @@ def _show(subject: str, records: list[dict[str, Any]]) -> None:
         table.add_column(str(title), justify="right" if index else "left")
     for line in lines[1:]:
         table.add_row(*map(_text, line))
-    Console().print(table)
+    console = Console()
+    # A file has no width of its own: there columns are as wide as they need.
+    (console if console.is_terminal else Console(width=WIDTH)).print(table)
 
 
 def _text(value: Any) -> str:

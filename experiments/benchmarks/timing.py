@@ -39,6 +39,24 @@ def rounds_within(seconds: float, call: Call, *, least: int, most: int) -> int:
     return int(np.clip(seconds / 3 / (time.perf_counter() - began), least, most))
 
 
+def ratios(seconds: Mapping[str, list[float]]) -> dict[str, float]:
+    """Medians of "ours" and of the fastest other side in milliseconds, and quartiles of that one's time over ours."""
+    medians = {side: float(np.median(values)) for side, values in seconds.items()}
+    record = {"ours ms": 1000 * medians["ours"]}
+    others = [side for side in seconds if side != "ours"]
+    if others:
+        fastest = min(others, key=medians.__getitem__)
+        over = np.array(seconds[fastest]) / np.array(seconds["ours"])
+        low, middle, high = (float(q) for q in np.quantile(over, (0.25, 0.5, 0.75)))
+        record |= {
+            f"{fastest.split(',')[0]} ms": 1000 * medians[fastest],
+            "over ours": middle,
+            "lower quartile": low,
+            "upper": high,
+        }
+    return record
+
+
 def by_threads(calls: Mapping[str, Call]) -> dict[str, Call]:
     """PyTorch with a thread for every core given to us and with one, which is faster where others use the cores."""
     import torch
