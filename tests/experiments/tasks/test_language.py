@@ -7,6 +7,7 @@ import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
 from experiments import runs, tasks
+from experiments.engine import logs
 from experiments.engine.errors import UserError
 from experiments.tasks.language import task as language
 from tests.experiments.helpers import batch_of, small
@@ -159,6 +160,24 @@ def test_sharded_update_equals_one_device(method, cache):
         np.testing.assert_allclose(one[name], many[name], rtol=1e-3)
     for ours, theirs in zip(jax.tree.leaves(one_state.params), jax.tree.leaves(many_state.params), strict=True):
         np.testing.assert_allclose(ours, theirs, atol=1e-4)
+
+
+@pytest.mark.parametrize("method", ["training", "distillation"])
+def test_runs_do_not_depend_on_the_devices(method, cache, tmp_path):
+    def losses(name, mesh, parallel="jit"):
+        if method == "training":
+            given = config(batch_size=16)
+        else:
+            given = distilling(cache).config.copy_and_resolve_references()
+        given.batch_size, given.steps, given.log_every, given.evaluate_every = 16, 3, 1, 0
+        given.mesh, given.parallel = mesh, parallel
+        runs.train(tasks.resolve(given), tmp_path / name)
+        return np.array([record["loss"] for record in logs.read(tmp_path / name / "metrics.jsonl")])
+
+    alone = losses("alone", {"data": 1})
+    assert len(alone) == 3
+    for name, mesh, parallel in (("fsdp", {"data": 2, "fsdp": 4}, "jit"), ("pmap", {"data": 8}, "pmap")):
+        np.testing.assert_allclose(losses(name, mesh, parallel), alone, rtol=1e-4, err_msg=name)
 
 
 def test_a_run_is_sampled_with_other_settings(tmp_path):
