@@ -20,7 +20,7 @@ SEQUENCES = 16  # that the tokens belong to
 SECONDS = 6.0  # a comparison, about
 ROUNDS = (5, 41)  # at least and at most
 VALUE_AGREEMENT, GRADIENT_AGREEMENT = 1e-4, 1e-3  # of the two sides, relative; of the gradient to its largest value
-CHANCE = 1e-6  # share of the gradient's entries that may differ by more
+CHANCE = 1e-5  # share of the gradient's entries that may differ by more
 Objective = Callable[[Array, Array, Array], Array]  # (student [B, C], teacher, labels [B]) -> values, averaged here
 
 
