@@ -52,10 +52,10 @@ def get_config() -> ml_collections.ConfigDict:
         "together": False,  # one network for all ranges, trained for as many steps as all of theirs
         "divergence": "kl",  # or "mse"; the measured loss is "kl"
         "batch": 8,
-        "steps": 600,  # of a network for one range
-        "learning_rate": 3e-3,  # falls to 0 along a line
+        "steps": 400,  # of a network for one range
+        "learning_rate": 1e-2,  # falls to 0 along a line
         "extra_steps": 0,  # of every student alone, afterwards
-        "extra_learning_rate": 1e-3,
+        "extra_learning_rate": 3e-3,
         "probed": 4,  # students of each range
         "probe_every": 16,  # training rows, of which a probe sees one
     }
@@ -83,7 +83,7 @@ def get_config() -> ml_collections.ConfigDict:
     }
     config.smoke_arms = (APART,)
     config.arms = (
-        arm(APART, extra_steps=300),
+        arm(APART, extra_steps=200),
         arm(TOGETHER, together=True),
         arm(SLICES, steps=0),
         arm(SQUARES, divergence="mse"),
