@@ -52,10 +52,10 @@ def get_config() -> ml_collections.ConfigDict:
         "together": False,  # one network for all ranges, trained for as many steps as all of theirs
         "divergence": "kl",  # or "mse"; the measured loss is "kl"
         "batch": 8,
-        "steps": 600,  # of a network for one range
-        "learning_rate": 3e-3,  # falls to 0 along a line
+        "steps": 400,  # of a network for one range
+        "learning_rate": 1e-2,  # falls to 0 along a line
         "extra_steps": 0,  # of every student alone, afterwards
-        "extra_learning_rate": 1e-3,
+        "extra_learning_rate": 3e-3,
         "probed": 4,  # students of each range
         "probe_every": 16,  # training rows, of which a probe sees one
     }
@@ -83,7 +83,7 @@ def get_config() -> ml_collections.ConfigDict:
     }
     config.smoke_arms = (APART,)
     config.arms = (
-        arm(APART, extra_steps=300),
+        arm(APART, extra_steps=200),
         arm(TOGETHER, together=True),
         arm(SLICES, steps=0),
         arm(SQUARES, divergence="mse"),
@@ -132,5 +132,13 @@ def get_config() -> ml_collections.ConfigDict:
             at_least=0.0,
         ),
     )
-    config.remarks = ""
+    config.remarks = (
+        "The network for both ranges gets as many steps as the two others together. Learning rate 1e-2 was the best of 1e-3, "
+        "3e-3 and 1e-2 for either (one seed of a teacher that is not among these), and the largest tried; at 1e-3 one "
+        "network had the lower loss, 0.913 against 0.937. Squared differences run at the rate of the other loss, which was "
+        "not chosen for them, and all are measured by the divergence. Sizes order students as well as losses do; the chosen "
+        "student is compared with others of 80 to 100 % of the budget, not with the largest that fits. A probe for the next "
+        "character tells the networks apart by less than its error, on 900 held-out characters. 400 steps, 200 for a student "
+        "alone, and a teacher of 400 steps on 3,600 characters."
+    )
     return config

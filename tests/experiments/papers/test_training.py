@@ -7,6 +7,7 @@ import optax
 import pytest
 
 from experiments.papers import training
+from tests.experiments.image_sets import write_image_set
 
 
 def test_parts_of_the_digits_do_not_overlap_and_depend_on_the_key():
@@ -36,6 +37,29 @@ def test_labels_stay_with_their_pictures():
 def test_more_digits_than_there_are_is_refused():
     with pytest.raises(ValueError, match="the digits are 1797, fewer than the 1798 of the parts"):
         training.digit_splits(jax.random.key(0), (1000, 798))
+
+
+def test_images_of_digits_are_their_rows_as_squares():
+    train, test = training.image_splits("digits", jax.random.key(0), (30, 20))
+    flat, _ = training.digit_splits(jax.random.key(0), (30, 20))
+    np.testing.assert_array_equal(train.x.reshape(30, 64), flat.x)
+    np.testing.assert_array_equal(train.y, flat.y)
+    assert test.x.shape == (20, 8, 8, 1)
+
+
+def test_images_of_a_prepared_set_are_drawn_from_its_two_splits(tmp_path, monkeypatch):
+    images = np.random.default_rng(0).integers(0, 256, (24, 28, 28, 1), np.uint8)
+    write_image_set(tmp_path, "mnist", list(images), list(range(10)) * 2 + [0] * 4, held_out=8)
+    monkeypatch.setenv("MLFUNCS_DATA", str(tmp_path))
+    train, test = training.image_splits("mnist", jax.random.key(0), (10, 8))
+    assert (train.x.shape, test.x.shape) == ((10, 28, 28, 1), (8, 28, 28, 1))
+    whole = images.reshape(24, -1)
+    for part in (train, test):
+        shown = np.rint(np.asarray(part.x) * 255).astype(np.uint8).reshape(len(part.y), -1)
+        assert all((whole == image).all(1).any() for image in shown)
+        assert 0 <= float(part.x.min()) < 0.01 < 0.99 < float(part.x.max()) <= 1
+    with pytest.raises(ValueError, match="mnist has 8 images, fewer than the 9 of a part"):
+        training.image_splits("mnist", jax.random.key(0), (10, 9))
 
 
 def test_an_epoch_sees_every_row_once():
