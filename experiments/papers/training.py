@@ -13,12 +13,13 @@ import numpy as np
 import optax
 from jax import Array
 
-from experiments import models, runs
+from experiments import models, runs, worlds
 from experiments.engine import logs
 from experiments.worlds import digits
 
 PIXELS = 64
 CLASSES = 10
+MOST_AT_ONCE = 600  # examples that a network is asked about while nothing is trained
 
 
 class Labelled(NamedTuple):
@@ -47,6 +48,25 @@ def digit_splits(key: Array, sizes: tuple[int, ...]) -> tuple[Labelled, ...]:
     bounds = np.cumsum([0, *sizes])
     everything = Labelled(jnp.asarray(x), jnp.asarray(y))
     return tuple(everything.take(order[low:high]) for low, high in itertools.pairwise(bounds))
+
+
+def image_splits(name: str, key: Array, sizes: tuple[int, int]) -> tuple[Labelled, Labelled]:
+    """Training and test images [N, H, W, C] in [0, 1], drawn by the key from a world: "digits", "mnist", "cifar10", ..."""
+    if name == "digits":
+        train, test = digit_splits(key, sizes)
+        side = int(PIXELS**0.5)
+        return Labelled(train.x.reshape(-1, side, side, 1), train.y), Labelled(
+            test.x.reshape(-1, side, side, 1), test.y
+        )
+    world = worlds.build(ml_collections.ConfigDict({"name": name}), None)  # type: ignore[arg-type]
+    parts = []
+    for index, (split, size) in enumerate(zip((world.train, world.test), sizes, strict=True)):
+        if size > len(split):
+            raise ValueError(f"{name} has {len(split)} images, fewer than the {size} of a part")
+        order = jax.random.permutation(jax.random.fold_in(key, index), len(split))
+        found = split.read(np.asarray(order[:size]))
+        parts.append(Labelled((world.to_model(jnp.asarray(found["image"])) + 1) / 2, jnp.asarray(found["label"])))
+    return parts[0], parts[1]
 
 
 def perceptron(widths: tuple[int, ...], *, classes: int = CLASSES, **settings: Any) -> models.Model:
@@ -90,6 +110,15 @@ def fit(
     steps = jnp.arange(rows.shape[0])
     (params, _), (losses, probed) = jax.lax.scan(step, (params, optimizer.init(params)), (steps, rows))
     return params, losses, probed
+
+
+def in_parts(apply: Callable[[Array], Array], x: Array) -> Array:
+    """`apply(x)` of examples that do not see each other, with at most so many at once."""
+    size = min(MOST_AT_ONCE, len(x))
+    lacking = -len(x) % size
+    padded = jnp.concatenate([x, jnp.zeros((lacking, *x.shape[1:]), x.dtype)])
+    found = jax.lax.map(apply, padded.reshape(-1, size, *x.shape[1:]))
+    return found.reshape(-1, *found.shape[2:])[: len(x)]
 
 
 def cross_entropy(logits: Array, labels: Array) -> Array:
