@@ -19,6 +19,7 @@ from experiments.worlds import digits
 
 PIXELS = 64
 CLASSES = 10
+MOST_AT_ONCE = 600  # examples that a network is asked about while nothing is trained
 
 
 class Labelled(NamedTuple):
@@ -109,6 +110,15 @@ def fit(
     steps = jnp.arange(rows.shape[0])
     (params, _), (losses, probed) = jax.lax.scan(step, (params, optimizer.init(params)), (steps, rows))
     return params, losses, probed
+
+
+def in_parts(apply: Callable[[Array], Array], x: Array) -> Array:
+    """`apply(x)` of examples that do not see each other, with at most so many at once."""
+    size = min(MOST_AT_ONCE, len(x))
+    lacking = -len(x) % size
+    padded = jnp.concatenate([x, jnp.zeros((lacking, *x.shape[1:]), x.dtype)])
+    found = jax.lax.map(apply, padded.reshape(-1, size, *x.shape[1:]))
+    return found.reshape(-1, *found.shape[2:])[: len(x)]
 
 
 def cross_entropy(logits: Array, labels: Array) -> Array:

@@ -34,6 +34,13 @@ def test_labels_stay_with_their_pictures():
         assert y in labels[rows]
 
 
+def test_parts_are_put_together_again(monkeypatch):
+    monkeypatch.setattr(training, "MOST_AT_ONCE", 4)
+    x = jnp.arange(10.0)[:, None]
+    np.testing.assert_array_equal(training.in_parts(lambda x: 2 * x, x), 2 * x)
+    np.testing.assert_array_equal(training.in_parts(lambda x: 2 * x, x[:3]), 2 * x[:3])
+
+
 def test_more_digits_than_there_are_is_refused():
     with pytest.raises(ValueError, match="the digits are 1797, fewer than the 1798 of the parts"):
         training.digit_splits(jax.random.key(0), (1000, 798))
