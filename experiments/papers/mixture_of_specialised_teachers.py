@@ -208,9 +208,11 @@ def specialised(
             rows,
             jnp.zeros(epochs),
         )
+        both = jnp.concatenate([train.x[whose], test.x[whose]])
+        logits = training.in_parts(lambda x: masked(gate, teacher, layer, x), both)
         return {
-            "logits": training.in_parts(lambda x: masked(gate, teacher, layer, x), train.x[whose]),
-            "tested": training.in_parts(lambda x: masked(gate, teacher, layer, x), test.x[whose]),
+            "logits": logits[: len(train.y)],
+            "tested": logits[len(train.y) :],
             "apart": least,
             "apart_before": apart(lambda x: made.apply(teacher, x)["logits"], validation, slice(None)),
         }
@@ -255,11 +257,13 @@ def trained_teachers(
     """What `prepare` gives."""
     given = {"widths": widths, "batch": batch}
     both = jax.vmap(lambda exchange: together(fit_key, train, exchange, peak, epochs=epochs, **given))(jnp.arange(2.0))
-    found: dict[str, Any] = {}
-    for place, name in enumerate(("alone", "together")):
-        params = jax.tree.map(lambda leaf: leaf[place], both)  # noqa: B023
-        logits, tested = (said(params, part.x, widths=widths) for part in (train, test))
-        found[name] = {"logits": logits[: len(TEACHERS)], "accuracy": accuracies(tested, test.y)}
+    everything = jnp.concatenate([train.x, test.x], axis=1)
+    logits = jax.vmap(lambda params: said(params, everything, widths=widths))(both)
+    found: dict[str, Any] = {
+        name: {"logits": each[: len(TEACHERS), : len(train.y)], "accuracy": accuracies(each[:, len(train.y) :], test.y)}
+        for name, each in zip(("alone", "together"), logits, strict=True)
+    }
+    params = jax.tree.map(lambda leaf: leaf[1], both)  # of those that learned together
     masked = specialised(mask_key, params, train, validation, test, peak, heads=heads, epochs=mask_epochs, **given)
     found["specialised"] = {"logits": masked["logits"], "accuracy": accuracies(masked["tested"], test.y)}
     found["apart"] = {"with": jnp.mean(masked["apart"]), "without": jnp.mean(masked["apart_before"])}

@@ -2,6 +2,7 @@
 
 import functools
 import itertools
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -50,6 +51,13 @@ def digit_splits(key: Array, sizes: tuple[int, ...]) -> tuple[Labelled, ...]:
     return tuple(everything.take(order[low:high]) for low, high in itertools.pairwise(bounds))
 
 
+@functools.cache
+def _world(name: str, folder: str) -> worlds.World:
+    """Read once, as every arm and seed asks for it; `folder` is where the environment says that sets lie."""
+    del folder
+    return worlds.build(ml_collections.ConfigDict({"name": name}), None)  # type: ignore[arg-type]
+
+
 def image_splits(name: str, key: Array, sizes: tuple[int, int]) -> tuple[Labelled, Labelled]:
     """Training and test images [N, H, W, C] in [0, 1], drawn by the key from a world: "digits", "mnist", "cifar10", ..."""
     if name == "digits":
@@ -58,7 +66,7 @@ def image_splits(name: str, key: Array, sizes: tuple[int, int]) -> tuple[Labelle
         return Labelled(train.x.reshape(-1, side, side, 1), train.y), Labelled(
             test.x.reshape(-1, side, side, 1), test.y
         )
-    world = worlds.build(ml_collections.ConfigDict({"name": name}), None)  # type: ignore[arg-type]
+    world = _world(name, os.environ.get("MLFUNCS_DATA", ""))
     parts = []
     for index, (split, size) in enumerate(zip((world.train, world.test), sizes, strict=True)):
         if size > len(split):
