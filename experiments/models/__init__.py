@@ -15,6 +15,7 @@ from experiments.models.classifier import Classifier
 from experiments.models.dit import DiT
 from experiments.models.language import LanguageModel
 from experiments.models.mamba import Mamba
+from experiments.models.masked_autoencoder import MaskedAutoencoder
 from experiments.models.mlp import ResidualMLP
 from experiments.models.perceptron import Perceptron
 from experiments.models.recurrent import Recurrent
@@ -30,6 +31,7 @@ MODELS: dict[str, Any] = {
     "dit": DiT,
     "language": LanguageModel,
     "mamba": Mamba,
+    "masked_autoencoder": MaskedAutoencoder,
     "mlp": ResidualMLP,
     "perceptron": Perceptron,
     "recurrent": Recurrent,
@@ -56,6 +58,7 @@ POSITIVE: dict[str, type] = {
     "blocks_per_level": int,
     "channel_multipliers": int,
     "channels": int,
+    "decoder_depth": int,
     "depth": int,
     "expansion": int,
     "features": int,
