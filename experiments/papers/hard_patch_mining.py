@@ -24,7 +24,7 @@ CELLS = 2  # along a side of a scene, each with one object
 BLOCK = 2  # patches along a side of what a block mask hides at once
 COVERED = 0.25  # share of a patch that objects cover where it is foreground
 DECAY_RATES = 0.9, 0.95  # of AdamW, as in the paper
-MASKS = ("random", "block", "scheduled", "hardest")
+MASKS = ("random", "block", "scheduled", "hardest", "none")  # none: not trained
 
 
 class Pictures(NamedTuple):
@@ -142,12 +142,18 @@ def sample_mask(key: Array, form: Form, average: Any, x: Array, share: Array, bl
     return masked_modeling.hard_patch_mask(predicted, noise, mask_ratio=form.mask_ratio, hard_fraction=share)
 
 
+@functools.partial(jax.jit, static_argnums=1)
+def _initial(key: Array, form: Form) -> Any:
+    """Parameters that a seed's arms start from."""
+    return network(form).init(jax.random.split(key, 3)[0])
+
+
 @functools.partial(jax.jit, static_argnames=("form", "batch", "guided"))
 def pretrained(
     key: Array, given: Pictures, share: Array, rates: Rates, *, form: Form, batch: int, guided: bool
 ) -> tuple[Any, Any, Array]:
     """Online and averaged parameters, and [epochs, 3]: the reconstruction loss, and what `foreground_shares` gives."""
-    init_key, order_key, mask_key = jax.random.split(key, 3)
+    _, order_key, mask_key = jax.random.split(key, 3)
     epochs, each = len(share), len(given.x) // batch
     steps = epochs * each
     schedule = optax.warmup_cosine_decay_schedule(0.0, 1.0, steps // 10, steps)
@@ -158,7 +164,7 @@ def pretrained(
     )
 
     # One vector in place of many arrays: what is done to each is compiled once.
-    first, tree = ravel_pytree(network(form).init(init_key))
+    first, tree = ravel_pytree(_initial(key, form))
 
     def step(carry: Any, now: Any) -> Any:
         params, average, state = carry
@@ -235,7 +241,11 @@ def run(config: ml_collections.ConfigDict, key: Array) -> dict[str, Any]:
     form = Form(channels=train.x.shape[-1], **fields)
     rates = Rates(block=config.masks == "block", **{name: config[name] for name in Rates._fields if name != "block"})
     share, guided = shares(config.masks, config.epochs), config.masks in ("scheduled", "hardest")
-    params, average, seen = pretrained(train_key, train, share, rates, form=form, batch=config.batch, guided=guided)
+    if config.masks == "none":
+        params = average = _initial(train_key, form)
+        seen = jnp.full((1, 3), jnp.nan)
+    else:
+        params, average, seen = pretrained(train_key, train, share, rates, form=form, batch=config.batch, guided=guided)
     return {
         **measured(test_key, params, average, train, test, form=form, classes=classes),
         "foreground_hidden": seen[-1, 1],

@@ -126,7 +126,7 @@ def test_the_predictor_learns_from_its_loss_alone():
 
 
 def test_masks_nobody_knows_are_refused():
-    with pytest.raises(ValueError, match="masks must be one of random, block, scheduled, hardest, got 'all'"):
+    with pytest.raises(ValueError, match="masks must be one of random, block, scheduled, hardest, none, got 'all'"):
         study.run(config(masks="all"), KEY)
 
 
