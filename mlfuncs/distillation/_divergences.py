@@ -8,7 +8,7 @@ import math
 import jax.numpy as jnp
 from jax import Array
 
-from mlfuncs.distillation._rows import at_label, log_probabilities, with_gradients
+from mlfuncs.distillation._rows import at_label, log_probabilities, weighted, with_gradients
 
 NEAR = 0.7  # log-ratios below which the excess is summed as a series: its terms vanish fast and nothing cancels
 
@@ -22,19 +22,15 @@ def _remainder(ratio: Array) -> Array:
     return total * ratio * ratio
 
 
-def excess_of(ratio: Array, p: Array, q: Array) -> Array:
-    """p r - p + q for each class, r = log(p / q): never negative, exact to second order where p and q are near."""
+def excess(ratio: Array, p: Array, q: Array) -> Array:
+    """p r - p + q for each class, r = log(p / q): never negative, exact to second order where p and q are near.
+
+    Where p is 0 the ratio does not matter, NaN included.
+    """
     held = ~(p <= 0)
     near = jnp.abs(ratio) < NEAR
     value = jnp.where(near, p * _remainder(jnp.where(near, ratio, 0.0)), p * jnp.where(held, ratio, 0.0) + (q - p))
     return jnp.where(held, value, q)
-
-
-def excess(log_p: Array, log_q: Array) -> Array:
-    """`excess_of` two arrays of log-probabilities."""
-    both = jnp.isneginf(log_p) & jnp.isneginf(log_q)
-    ratio = jnp.where(both, 0.0, log_p) - jnp.where(both, 0.0, log_q)
-    return excess_of(ratio, jnp.exp(log_p), jnp.exp(log_q))
 
 
 def _centred(weights: Array, values: Array) -> Array:
@@ -50,7 +46,8 @@ def _without_mass(z: Array) -> Array:
 
 
 def _kullback_leibler(z_p: Array, z_q: Array) -> Array:
-    total = jnp.sum(excess(log_probabilities(z_p), log_probabilities(z_q)), axis=-1)
+    log_p, log_q = log_probabilities(z_p), log_probabilities(z_q)
+    total = jnp.sum(excess(log_p - log_q, jnp.exp(log_p), jnp.exp(log_q)), axis=-1)
     # A row without mass is no distribution: it asks for nothing, where the sum would give that of q.
     return jnp.where(_without_mass(z_p), 0.0, total)
 
@@ -84,7 +81,7 @@ def _to_mixture(z_q: Array, z_p: Array, mixture: Array) -> tuple[Array, Array, A
 def _jensen_shannon(z_q: Array, z_p: Array, mixture: Array) -> Array:
     q, q_to_m, p, p_to_m = _to_mixture(z_q, z_p, mixture)
     m = mixture * p + (1 - mixture) * q
-    return jnp.sum(mixture * excess_of(p_to_m, p, m) + (1 - mixture) * excess_of(q_to_m, q, m), axis=-1)
+    return jnp.sum(mixture * excess(p_to_m, p, m) + (1 - mixture) * excess(q_to_m, q, m), axis=-1)
 
 
 def _jensen_shannon_in_q(z_q: Array, z_p: Array, mixture: Array) -> Array:
@@ -101,7 +98,7 @@ def _jensen_shannon_in_mixture(z_q: Array, z_p: Array, mixture: Array) -> Array:
     """KL(p || m) - KL(q || m): what m changes cancels."""
     q, q_to_m, p, p_to_m = _to_mixture(z_q, z_p, mixture)
     m = mixture * p + (1 - mixture) * q
-    return jnp.sum(excess_of(p_to_m, p, m) - excess_of(q_to_m, q, m), axis=-1)
+    return jnp.sum(excess(p_to_m, p, m) - excess(q_to_m, q, m), axis=-1)
 
 
 jensen_shannon_rows = with_gradients(
@@ -110,22 +107,23 @@ jensen_shannon_rows = with_gradients(
 """b KL(p || m) + (1 - b) KL(q || m) of q = softmax(z_q), p = softmax(z_p) and the mixture's weight b on p."""
 
 
-def _gap(z_q: Array, z_p: Array) -> tuple[Array, Array, Array]:
+def _total_variation(z_q: Array, z_p: Array) -> Array:
+    return jnp.sum(jnp.abs(jnp.exp(log_probabilities(z_q)) - jnp.exp(log_probabilities(z_p))), axis=-1) / 2
+
+
+def _total_variation_in_q(z_q: Array, z_p: Array) -> Array:
     q, p = jnp.exp(log_probabilities(z_q)), jnp.exp(log_probabilities(z_p))
-    return q, p, q - p
+    return _centred(q, jnp.sign(q - p) / 2)
 
 
 total_variation_rows = with_gradients(
-    lambda z_q, z_p: jnp.sum(jnp.abs(_gap(z_q, z_p)[2]), axis=-1) / 2,
-    lambda z_q, z_p: _centred(_gap(z_q, z_p)[0], jnp.sign(_gap(z_q, z_p)[2]) / 2),
-    lambda z_q, z_p: _centred(_gap(z_q, z_p)[1], jnp.sign(_gap(z_q, z_p)[2]) / -2),
+    _total_variation, _total_variation_in_q, lambda z_q, z_p: _total_variation_in_q(z_p, z_q)
 )
 """sum |p - q| / 2."""
 
 
 def _cross_entropy(z: Array, weights: Array) -> Array:
-    held = weights != 0
-    return -jnp.sum(jnp.where(held, weights * jnp.where(held, log_probabilities(z), 0.0), 0.0), axis=-1)
+    return -jnp.sum(weighted(weights, log_probabilities(z)), axis=-1)
 
 
 def _cross_entropy_in_z(z: Array, weights: Array) -> Array:

@@ -10,7 +10,7 @@ from jax.typing import ArrayLike
 
 from mlfuncs import _checks
 from mlfuncs._arrays import as_float, sum_over
-from mlfuncs.distillation._divergences import excess_of, kullback_leibler_rows
+from mlfuncs.distillation._divergences import excess, kullback_leibler_rows
 from mlfuncs.distillation._rows import (
     at_label,
     check_classes,
@@ -72,7 +72,7 @@ def _binary(z_p: Array, z_q: Array) -> Array:
     # -log sigmoid(x) = max(-x, 0) + log(1 + e^-|x|)
     yes = (jnp.maximum(-z_q, 0) - jnp.maximum(-z_p, 0)) + (tail_q - tail_p)
     no = (jnp.maximum(z_q, 0) - jnp.maximum(z_p, 0)) + (tail_q - tail_p)
-    return jnp.sum(excess_of(yes, p, q) + excess_of(no, not_p, not_q), axis=-1)
+    return jnp.sum(excess(yes, p, q) + excess(no, not_p, not_q), axis=-1)
 
 
 def _binary_in_p(z_p: Array, z_q: Array) -> Array:

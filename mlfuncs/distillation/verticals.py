@@ -8,7 +8,7 @@ from jax.typing import ArrayLike
 
 from mlfuncs import _checks
 from mlfuncs._arrays import as_float
-from mlfuncs.distillation._rows import check_classes, check_integers, check_pair, over_rows, with_gradients
+from mlfuncs.distillation._rows import check_classes, check_integers, check_pair, over_rows, weighted, with_gradients
 
 
 def _check_verticals(class_vertical: ArrayLike, classes: int) -> Array:
@@ -108,22 +108,17 @@ def multi_teacher(
     """
     student, teacher = check_pair(student_logits, teacher_logits)
     index = _check_teachers(teacher, teacher_index, top_k)
-    verticals = _check_verticals(class_vertical, student.shape[-1])
-
-    largest = _largest_vertical(class_vertical)
+    verticals, largest = _check_verticals(class_vertical, student.shape[-1]), _largest_vertical(class_vertical)
 
     def rows(s: Array, t: Array, i: Array) -> Array:
-        return _sigmoid_cross_entropy_rows(
-            as_float(s), _soft_targets(jax.lax.stop_gradient(t), i, verticals, top_k, largest)
-        )
+        targets = _soft_targets(jax.lax.stop_gradient(t), i, verticals, top_k, largest)
+        return _sigmoid_cross_entropy_rows(as_float(s), targets)
 
     return over_rows(rows, student, teacher, index)
 
 
 def _sigmoid_cross_entropy(x: Array, targets: Array) -> Array:
-    asked = targets != 0
-    softplus = jnp.maximum(x, 0) + jnp.log1p(jnp.exp(-jnp.abs(x)))
-    return jnp.sum(softplus - jnp.where(asked, jnp.where(asked, x, 0.0) * targets, 0.0), axis=-1)
+    return jnp.sum(jax.nn.softplus(x) - weighted(targets, x), axis=-1)
 
 
 _sigmoid_cross_entropy_rows = with_gradients(_sigmoid_cross_entropy, lambda x, targets: jax.nn.sigmoid(x) - targets)
