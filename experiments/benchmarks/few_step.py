@@ -13,7 +13,7 @@ from jax import Array
 
 from experiments import models
 from experiments.benchmarks.consistency import NO_TORCH
-from experiments.benchmarks.timing import Call, by_threads, rounds_within, seconds_in_turns
+from experiments.benchmarks.timing import Call, by_threads, over_ours, rounds_within, seconds_in_turns
 from mlfuncs import consistency, diffusion, preference, score_distillation, unlearning
 
 NETWORK = {  # 0.91 million parameters
@@ -275,15 +275,8 @@ def _losses(with_torch: bool) -> list[dict[str, Any]]:
 
 def _columns(seconds: dict[str, list[float]]) -> dict[str, float]:
     """Median milliseconds of each side, and the fastest other side over ours: quartiles over the rounds."""
-    medians = {name: float(np.median(values)) for name, values in seconds.items()}
-    columns = {f"{name} ms": 1000 * value for name, value in medians.items()}
-    others = [name for name in seconds if name != "ours"]
-    if others:
-        fastest = min(others, key=medians.__getitem__)
-        ratios = np.array(seconds[fastest]) / np.array(seconds["ours"])
-        low, middle, high = (float(q) for q in np.quantile(ratios, (0.25, 0.5, 0.75)))
-        columns |= {"over ours": middle, "lower quartile": low, "upper": high}
-    return columns
+    columns = {f"{name} ms": 1000 * float(np.median(values)) for name, values in seconds.items()}
+    return columns | over_ours(seconds)[1] if len(seconds) > 1 else columns
 
 
 def samplers(apply: Callable[..., Array]) -> dict[str, Callable[[Any, Array], Array]]:

@@ -39,21 +39,19 @@ def rounds_within(seconds: float, call: Call, *, least: int, most: int) -> int:
     return int(np.clip(seconds / 3 / (time.perf_counter() - began), least, most))
 
 
+def over_ours(seconds: Mapping[str, list[float]]) -> tuple[str, dict[str, float]]:
+    """The fastest side but "ours", and quartiles of its time over ours in the same rounds."""
+    fastest = min((side for side in seconds if side != "ours"), key=lambda side: float(np.median(seconds[side])))
+    low, middle, high = np.quantile(np.array(seconds[fastest]) / np.array(seconds["ours"]), (0.25, 0.5, 0.75))
+    return fastest, {"over ours": float(middle), "lower quartile": float(low), "upper": float(high)}
+
+
 def ratios(seconds: Mapping[str, list[float]]) -> dict[str, float]:
-    """Medians of "ours" and of the fastest other side in milliseconds, and quartiles of that one's time over ours."""
-    medians = {side: float(np.median(values)) for side, values in seconds.items()}
-    record = {"ours ms": 1000 * medians["ours"]}
-    others = [side for side in seconds if side != "ours"]
-    if others:
-        fastest = min(others, key=medians.__getitem__)
-        over = np.array(seconds[fastest]) / np.array(seconds["ours"])
-        low, middle, high = (float(q) for q in np.quantile(over, (0.25, 0.5, 0.75)))
-        record |= {
-            f"{fastest.split(',')[0]} ms": 1000 * medians[fastest],
-            "over ours": middle,
-            "lower quartile": low,
-            "upper": high,
-        }
+    """Median milliseconds of "ours" and of the fastest other side, whatever its threads, and `over_ours`."""
+    record = {"ours ms": 1000 * float(np.median(seconds["ours"]))}
+    if len(seconds) > 1:
+        fastest, quartiles = over_ours(seconds)
+        record |= {f"{fastest.split(',')[0]} ms": 1000 * float(np.median(seconds[fastest])), **quartiles}
     return record
 
 
