@@ -175,7 +175,7 @@ class Texts(NamedTuple):
 def texts(file: str, length: int, stride: int, held_out: float) -> Texts:
     """A text file, or the passages of the package. A row has one token more, which the one before it predicts."""
     data = {"name": "text", "file": file, "data_dir": "", "length": length + 1, "stride": stride}
-    world = worlds.build(ml_collections.ConfigDict(data | {"test_fraction": held_out}), None)  # type: ignore[arg-type]
+    world = worlds.build(ml_collections.ConfigDict(data | {"test_fraction": held_out}))
     train, test = (part.read(np.arange(len(part)))["tokens"] for part in (world.train, world.test))
     return Texts(train, test, world.num_classes)
 

@@ -248,7 +248,7 @@ def _adapt(shared: ml_collections.ConfigDict, trained: runs.Run, key: Array) -> 
 def _tune(shared: ml_collections.ConfigDict, base: Any, key: Array) -> Any:
     """The base after some updates on scenes of another style. Its words stay as they are, as is usual."""
     c, levels = shared.tuning, shared.teacher.diffusion
-    world = worlds.build(c.data, None)  # type: ignore[arg-type]
+    world = worlds.build(c.data)
     _, denoise = denoiser(shared, world)
     rows_key, fit_key = jax.random.split(key)
     examples = world.train.read(np.arange(len(world.train)))

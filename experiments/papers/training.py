@@ -55,17 +55,15 @@ def digit_splits(key: Array, sizes: tuple[int, ...]) -> tuple[Labelled, ...]:
 def _world(name: str, folder: str) -> worlds.World:
     """Read once, as every arm and seed asks for it; `folder` is where the environment says that sets lie."""
     del folder
-    return worlds.build(ml_collections.ConfigDict({"name": name}), None)  # type: ignore[arg-type]
+    return worlds.build(ml_collections.ConfigDict({"name": name}))
 
 
 def image_splits(name: str, key: Array, sizes: tuple[int, int]) -> tuple[Labelled, Labelled]:
     """Training and test images [N, H, W, C] in [0, 1], drawn by the key from a world: "digits", "mnist", "cifar10", ..."""
     if name == "digits":
-        train, test = digit_splits(key, sizes)
         side = int(PIXELS**0.5)
-        return Labelled(train.x.reshape(-1, side, side, 1), train.y), Labelled(
-            test.x.reshape(-1, side, side, 1), test.y
-        )
+        train, test = (part._replace(x=part.x.reshape(-1, side, side, 1)) for part in digit_splits(key, sizes))
+        return train, test
     world = _world(name, os.environ.get("MLFUNCS_DATA", ""))
     parts = []
     for index, (split, size) in enumerate(zip((world.train, world.test), sizes, strict=True)):

@@ -1,5 +1,6 @@
 """Where data comes from. A world is two splits of examples and the way from its values to pixels."""
 
+import functools
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple, Protocol
 
@@ -98,8 +99,8 @@ class World(NamedTuple):
 Trained = Callable[[ml_collections.ConfigDict], Any]
 
 
-def build(config: ml_collections.ConfigDict, trained: Trained) -> World:
-    """The world that `config.name` names; `trained(config)` gives a world that needs a model one."""
+def build(config: ml_collections.ConfigDict, trained: Trained | None = None) -> World:
+    """The world that `config.name` names; `trained(config)` gives a world that needs a model one, None: there is none."""
     from experiments.worlds import digits, facts, images, latents, scenes, text
 
     known: dict[str, Callable[..., World]] = {
@@ -111,11 +112,16 @@ def build(config: ml_collections.ConfigDict, trained: Trained) -> World:
     }
     name = config.name
     if name in known:
-        return known[name](config, trained)
+        return known[name](config, trained or functools.partial(_no_run, name))
     world = images.build(config)
     if world is None:
         raise unknown("config.data.name", name, [*known, *images.known_names()])
     return world
+
+
+def _no_run(name: str, needed: ml_collections.ConfigDict) -> Any:
+    del needed
+    raise ValueError(f"{name!r} needs a run of another model, and none is given")
 
 
 def describe(config: ml_collections.ConfigDict, trained: Trained) -> World:

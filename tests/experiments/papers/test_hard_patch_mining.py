@@ -48,7 +48,7 @@ def test_scenes_have_a_class_in_each_cell_and_foreground_where_objects_are():
 def test_other_sets_have_one_class_and_no_foreground(monkeypatch):
     split = worlds.InMemory({"image": np.full((20, 32, 32, 1), 255, np.uint8), "label": np.arange(20)})
     world = worlds.World(split, split, (32, 32, 1), 20, to_model=lambda raw: raw / 127.5 - 1)
-    monkeypatch.setattr(study.worlds, "build", lambda config, trained: world)
+    monkeypatch.setattr(study.worlds, "build", lambda config: world)
     train, test, classes = study.pictures(config(data="mnist"), KEY)
     assert classes == 20
     assert train.x.shape == (16, 32, 32, 1)
@@ -128,11 +128,6 @@ def test_the_predictor_learns_from_its_loss_alone():
 def test_masks_nobody_knows_are_refused():
     with pytest.raises(ValueError, match="masks must be one of random, block, scheduled, hardest, none, got 'all'"):
         study.run(config(masks="all"), KEY)
-
-
-def test_sets_that_need_a_run_are_refused():
-    with pytest.raises(ValueError, match="'latents' needs a run"):
-        study._no_run(ml_collections.ConfigDict({"name": "latents"}))
 
 
 def test_smoke(tmp_path):

@@ -39,7 +39,7 @@ def config(**overrides):
 
 @functools.cache
 def world():
-    return worlds.build(config().data, None)
+    return worlds.build(config().data)
 
 
 def settings(**overrides):

@@ -132,3 +132,8 @@ def test_base_set_must_fit_in_memory(run, tmp_path):
     autoencoder.data = {"name": "tiny", "data_dir": str(tmp_path), "resident_bytes": 0}
     with pytest.raises(UserError, match=r"latents need a set that fits in memory \(raise data\.resident_bytes\)"):
         worlds.build(configured(autoencoder), lambda config: run)
+
+
+def test_without_a_run_they_are_refused(run):
+    with pytest.raises(ValueError, match="'latents' needs a run"):
+        worlds.build(configured(run.config))

@@ -34,4 +34,4 @@ def test_unknown_name_lists_the_known(name, tmp_path):
     with pytest.raises(
         UserError, match=rf"config\.data\.name '{name}'; known: .*cifar10, digits, facts, latents, mnist, scenes, text"
     ):
-        worlds.build(config, None)
+        worlds.build(config)

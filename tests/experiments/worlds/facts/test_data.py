@@ -12,7 +12,7 @@ SMALL = {"subjects": 8, "relations": 2, "objects": 3, "background": 4}
 
 
 def built(**fields):
-    return worlds.build(common.facts(**{**SMALL, **fields}), None)
+    return worlds.build(common.facts(**{**SMALL, **fields}))
 
 
 def test_rows():
