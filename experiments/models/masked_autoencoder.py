@@ -6,6 +6,7 @@ from jax import Array
 
 from experiments.models import layers
 from experiments.models.transformer import Block
+from experiments.models.vit import patch_sizes
 from mlfuncs import vision
 
 
@@ -47,17 +48,8 @@ class MaskedAutoencoder(nnx.Module):
         dtype: str = "float32",
     ):
         del num_classes  # it knows no labels
-        if len(example_shape) != 3:
-            raise ValueError(
-                f"model.name 'masked_autoencoder' needs images [H, W, C], got examples of shape {tuple(example_shape)}"
-            )
-        height, breadth, channels = example_shape
-        if height % patch or breadth % patch:
-            raise ValueError(f"model.patch must divide images of {height} x {breadth}, got {patch}")
-        if width % heads:
-            raise ValueError(f"model.width must be a multiple of model.heads {heads}, got {width}")
-        compute, pixels = jnp.dtype(dtype), patch * patch * channels
-        patches = (height // patch) * (breadth // patch)
+        patches, pixels = patch_sizes("masked_autoencoder", example_shape, patch, width, heads)
+        compute = jnp.dtype(dtype)
         self.patch = patch
         self.embed = nnx.Linear(pixels, width, dtype=compute, rngs=rngs)
         self.places = nnx.Embed(patches, width, dtype=compute, rngs=rngs)

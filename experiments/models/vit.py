@@ -12,6 +12,18 @@ from experiments.models.transformer import Block
 from mlfuncs import vision
 
 
+def patch_sizes(name: str, example_shape: tuple[int, ...], patch: int, width: int, heads: int) -> tuple[int, int]:
+    """How many patches an image [H, W, C] has, and values a patch; a ValueError where they or the heads do not fit."""
+    if len(example_shape) != 3:
+        raise ValueError(f"model.name {name!r} needs images [H, W, C], got examples of shape {tuple(example_shape)}")
+    height, breadth, channels = example_shape
+    if height % patch or breadth % patch:
+        raise ValueError(f"model.patch must divide images of {height} x {breadth}, got {patch}")
+    if width % heads:
+        raise ValueError(f"model.width must be a multiple of model.heads {heads}, got {width}")
+    return (height // patch) * (breadth // patch), patch * patch * channels
+
+
 class VisionTransformer(nnx.Module):
     """x [B, H, W, C] -> {"logits" [B, num_classes], "features" [B, width], "hidden"}.
 
@@ -34,17 +46,11 @@ class VisionTransformer(nnx.Module):
         repeats: int = 1,
         dtype: str = "float32",
     ):
-        if len(example_shape) != 3:
-            raise ValueError(f"model.name 'vit' needs images [H, W, C], got examples of shape {tuple(example_shape)}")
-        height, breadth, channels = example_shape
-        if height % patch or breadth % patch:
-            raise ValueError(f"model.patch must divide images of {height} x {breadth}, got {patch}")
-        if width % heads:
-            raise ValueError(f"model.width must be a multiple of model.heads {heads}, got {width}")
+        patches, values = patch_sizes("vit", example_shape, patch, width, heads)
         compute = jnp.dtype(dtype)
         self.depth, self.patch, self.repeats = depth, patch, repeats
-        self.embed = nnx.Linear(patch * patch * channels, width, dtype=compute, rngs=rngs)
-        self.places = nnx.Embed((height // patch) * (breadth // patch), width, dtype=compute, rngs=rngs)
+        self.embed = nnx.Linear(values, width, dtype=compute, rngs=rngs)
+        self.places = nnx.Embed(patches, width, dtype=compute, rngs=rngs)
         for index in range(depth):
             setattr(self, f"block_{index}", Block(width, expansion * width, heads, compute, rngs))
         self.norm = nnx.LayerNorm(width, rngs=rngs)

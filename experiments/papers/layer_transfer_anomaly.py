@@ -11,8 +11,8 @@ import ml_collections
 import numpy as np
 import optax
 import scipy.ndimage
-import scipy.stats
 from jax import Array
+from sklearn.metrics import roc_auc_score
 
 from experiments import models
 from experiments.papers import training
@@ -194,13 +194,6 @@ def maps(reading: str, students: Any, memory: Array, tokens: dict[str, Array]) -
     return vision.box_blur(large, sizes=BLUR)
 
 
-def area_under_curve(scores: np.ndarray, positive: np.ndarray) -> float:
-    """Chance that a positive has a higher score than a negative, ties half: the area under the ROC curve."""
-    ranks = scipy.stats.rankdata(scores)
-    count = int(positive.sum())
-    return float((ranks[positive].sum() - count * (count + 1) / 2) / (count * (positive.size - count)))
-
-
 def smallest_quartile(masks: np.ndarray) -> float:
     """Pixels of the defect that a quarter of all are no larger than."""
     sizes = [np.bincount(scipy.ndimage.label(mask, np.ones((3, 3)))[0].reshape(-1))[1:] for mask in masks]
@@ -234,8 +227,8 @@ def run(config: ml_collections.ConfigDict, key: Array, shared: dict[str, Any]) -
         "small_region_overlap": small[0],
         "region_overlap_at_0.05": overlap[1],
         "small_region_overlap_at_0.05": small[1],
-        "pixel_auroc": area_under_curve(found.reshape(-1), masks.reshape(-1)),
-        "image_auroc": area_under_curve(np.asarray(whole), np.sum(masks, axis=(1, 2)) > 0),
+        "pixel_auroc": roc_auc_score(masks.reshape(-1), found.reshape(-1)),
+        "image_auroc": roc_auc_score(masks.any(axis=(1, 2)), np.asarray(whole)),
         "milliseconds_per_picture": 1e3 * median_seconds(scored) / len(found),
         "teacher_loss": shared["teacher_loss"],
     }

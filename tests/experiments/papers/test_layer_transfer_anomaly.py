@@ -98,12 +98,6 @@ def test_what_is_in_memory_is_usual():
     np.testing.assert_allclose(study.from_memory(others, given), pairs, rtol=1e-4)
 
 
-def test_area_under_curve_by_hand():
-    scores, positive = np.array([0.1, 0.4, 0.4, 0.8]), np.array([False, True, False, True])
-    # Of four pairs three are in order, and one is a tie.
-    assert study.area_under_curve(scores, positive) == pytest.approx(3.5 / 4)
-
-
 def test_the_smallest_quartile_is_of_defects():
     masks = np.zeros((2, 8, 8), bool)
     masks[0, 0, 0] = masks[0, 1, 1] = True  # one defect of two pixels, by a corner
