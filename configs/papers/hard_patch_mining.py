@@ -88,7 +88,7 @@ def get_config() -> ml_collections.ConfigDict:
         "moving average goes back 50 of 720 steps. Width 32, 1,536 pictures and 15 epochs are little: at a rate of 2e-3 "
         "features knew no more of the objects after training with random masks than before (0.37 against 0.39, three "
         "seeds), hence the condition, and a rate of 5e-3 for all, which on one seed lowered the test error with random "
-        "masks and with hard ones. At that rate too no arm's features know more than those of a network that is not trained. "
+        "masks and with hard ones. At that rate too no arm's features know more than those of an untrained network. "
         "What the probe says of masks therefore says little, and the one check that holds, that the hardest alone are no "
         "better, as little: nothing of the claim is seen here. Errors are predicted under random masks, less well under "
         "hard ones. Too small a network, or too few pictures, is our guess."
