@@ -1,7 +1,8 @@
 """Running sums along ranked classes [..., C], by recurrences that neither overflow nor cancel.
 
-Each runs through the classes one at a time, over all rows at once. Where rows are few, it runs through pieces of the classes
-side by side and then through the pieces: about sqrt(C) steps in place of C.
+On a CPU each runs through the classes one at a time, over all rows at once. Where rows are few, it runs through pieces of
+the classes side by side and then through the pieces: about sqrt(C) steps in place of C. Elsewhere, where a step costs more
+than its arithmetic, neighbours are joined pairwise, in log C steps.
 """
 
 import jax
@@ -15,6 +16,29 @@ LANES = 1024  # numbers that a step works on, about
 
 def tail_log_sum_exp(scores: Array) -> Array:
     """Z_k = log sum_{l >= k} exp s_l; -inf where no class is left that is not masked."""
+    return jnp.asarray(jax.lax.platform_dependent(scores, cpu=_tails_in_steps, default=_tails_in_pairs))
+
+
+def discounted_sums(weights: Array, tails: Array) -> Array:
+    """A_k = sum_{l <= k} w_l exp(Z_k - Z_l), of tails Z that never rise: no factor is above 1. w_k where Z is -inf."""
+    return jnp.asarray(
+        jax.lax.platform_dependent(weights, tails, cpu=_discounted_in_steps, default=_discounted_in_pairs)
+    )
+
+
+def _tails_in_pairs(scores: Array) -> Array:
+    return jax.lax.associative_scan(_log_add, scores, reverse=True, axis=scores.ndim - 1)
+
+
+def _discounted_in_pairs(weights: Array, tails: Array) -> Array:
+    def join(before: tuple[Array, Array], after: tuple[Array, Array]) -> tuple[Array, Array]:
+        return before[0] * after[0], before[1] * after[0] + after[1]
+
+    falls = _falls(tails, jnp.concatenate([tails[..., :1], tails[..., :-1]], axis=-1))
+    return jax.lax.associative_scan(join, (falls, weights), axis=-1)[1]
+
+
+def _tails_in_steps(scores: Array) -> Array:
     pieces = _pieces(scores, -jnp.inf)
     inside = _tails(pieces)
     later = jnp.moveaxis(inside[0], -1, 0)
@@ -24,8 +48,7 @@ def tail_log_sum_exp(scores: Array) -> Array:
     return _whole(inside, scores.shape)
 
 
-def discounted_sums(weights: Array, tails: Array) -> Array:
-    """A_k = sum_{l <= k} w_l exp(Z_k - Z_l), of tails Z that never rise: no factor is above 1. w_k where Z is -inf."""
+def _discounted_in_steps(weights: Array, tails: Array) -> Array:
     pieces, levels = _pieces(weights, 0.0), _pieces(tails, -jnp.inf)
     sums = _discounted(pieces, levels)
     if sums.shape[-1] > 1:

@@ -14,7 +14,8 @@ from jax.typing import ArrayLike
 from mlfuncs import _checks
 from mlfuncs._arrays import as_float, vary_with
 
-BLOCK = 2**20  # values that are held in float32 at once
+BLOCK = 2**20  # values that a CPU holds in float32 at once
+ON_ACCELERATORS = 8  # times as many: each of their programs wants work for all its cores
 MOST_BLOCKS = 64  # so that the rows of a block can still be split over many devices
 
 
@@ -109,6 +110,16 @@ def with_gradients(value: Callable[..., Array], *gradients: Callable[..., Array]
     return function
 
 
+def block() -> int:
+    """How many values are held in float32 at once."""
+    return BLOCK if jax.default_backend() == "cpu" else ON_ACCELERATORS * BLOCK
+
+
+def pieces(length: int, least: int, most: int) -> int:
+    """Into how many pieces a length is cut: of `least` up to twice as many the first that divides it, else `least`."""
+    return next((n for n in range(least, min(2 * least, most) + 1) if length % n == 0), least)
+
+
 def over_rows(
     function: Callable[..., Array], *arrays: Array, axes: int | None = None, held: int | None = None
 ) -> Array:
@@ -122,10 +133,10 @@ def over_rows(
     """
     axes = arrays[0].ndim - 1 if axes is None else axes
     rows = math.prod(arrays[0].shape[:axes])
-    blocks = min(-(-(arrays[0].size if held is None else held) // BLOCK), MOST_BLOCKS, rows)
+    blocks = min(-(-(arrays[0].size if held is None else held) // block()), MOST_BLOCKS, rows)
     if blocks <= 1:
         return function(*arrays)
-    blocks = next((n for n in range(blocks, min(2 * blocks, rows) + 1) if rows % n == 0), blocks)
+    blocks = pieces(rows, blocks, rows)
     first = (x.reshape(rows, *x.shape[axes:])[: -(-rows // blocks)] for x in arrays)
     closed, constants = jax.closure_convert(function, *first)
 

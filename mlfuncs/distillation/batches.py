@@ -2,7 +2,7 @@
 
 import functools
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -13,7 +13,7 @@ from jax.typing import ArrayLike
 from mlfuncs import _checks, transport
 from mlfuncs._arrays import as_float, float_dtype, gather_batch, safe_sqrt, sum_over, vary_with
 from mlfuncs.distillation import _rows
-from mlfuncs.distillation._rows import check_pair, check_temperature, normalizers, over_rows
+from mlfuncs.distillation._rows import check_pair, check_temperature, normalizers, over_rows, pieces
 
 ROWS_AT_ONCE = 8  # of a matrix of distances
 CORRELATION_EPSILON = 1e-8  # of the official code, in the denominator
@@ -41,26 +41,41 @@ def _probabilities(chunk: Array, temperature: ArrayLike, normalizer: tuple[Array
     return jnp.exp((as_float(chunk) / temperature - normalizer[0]) - normalizer[1])
 
 
+def _chunk_width(logits: Array) -> int:
+    """Classes that are held at once of logits [B, C]."""
+    return max(1, _rows.block() // logits.shape[0])
+
+
+def _in_chunks(width: int, *arrays: Array) -> tuple[Array, ...]:
+    """Arrays [B, C] as [B, chunks, about `width`]; masked classes at the end where the chunks need them."""
+    classes = arrays[0].shape[1]
+    chunks = pieces(classes, -(-classes // width), classes)
+    rest = -classes % chunks
+    whole = (jnp.pad(x, [(0, 0), (0, rest)], constant_values=-jnp.inf) if rest else x for x in arrays)
+    return tuple(x.reshape(x.shape[0], chunks, -1) for x in whole)
+
+
+def _chunk(index: Array, whole: tuple[Array, ...], classes: int) -> tuple[tuple[Array, ...], Array]:
+    """The chunks at a place, and which of their classes there are."""
+    # Without the barrier the conversion to float32 moves out of the loop, to all classes at once.
+    held, index = jax.lax.optimization_barrier((whole, index))
+    taken = tuple(jax.lax.dynamic_index_in_dim(x, index, 1, keepdims=False) for x in held)
+    width = whole[0].shape[2]
+    return taken, index * width + jnp.arange(width) < classes
+
+
 def _over_class_chunks(add: Callable[..., Any], start: Any, width: int, *arrays: Array) -> Any:
-    """Folds `add(total, chunks, valid)` over chunks of `width` classes of arrays [B, C]; padded classes are masked."""
+    """Folds `add(total, chunks, valid)` over chunks of about `width` classes of arrays [B, C]; padded classes are masked."""
     classes = arrays[0].shape[1]
     if classes <= width:
         return add(start, arrays, jnp.ones(classes, bool))
-    chunks = -(-classes // width)
-    padding = [(0, 0), (0, chunks * width - classes)]
-    whole = tuple(
-        jnp.pad(x, padding, constant_values=-jnp.inf).reshape(x.shape[0], chunks, width)
-        for x in (y.astype(float_dtype(y)) for y in arrays)
-    )
+    whole = _in_chunks(width, *(x.astype(float_dtype(x)) for x in arrays))
 
     @jax.checkpoint
     def step(total: Any, index: Array) -> tuple[Any, None]:
-        # Without the barrier the conversion to float32 moves out of the loop, to all classes at once.
-        held, index = jax.lax.optimization_barrier((whole, index))
-        taken = tuple(jax.lax.dynamic_index_in_dim(x, index, 1, keepdims=False) for x in held)
-        return add(total, taken, index * width + jnp.arange(width) < classes), None
+        return add(total, *_chunk(index, whole, classes)), None
 
-    return jax.lax.scan(step, start, jnp.arange(chunks))[0]
+    return jax.lax.scan(step, start, jnp.arange(whole[0].shape[1]))[0]
 
 
 @jax.custom_jvp
@@ -120,7 +135,7 @@ def _prediction_distances(student: Array, teacher: Array, temperature: ArrayLike
         return total + _distances(q, p)
 
     start = vary_with(jnp.zeros((student.shape[0], teacher.shape[0]), of_student[0].dtype), student)
-    return _over_class_chunks(add, start, max(1, _rows.BLOCK // teacher.shape[0]), student, teacher)
+    return _over_class_chunks(add, start, _chunk_width(teacher), student, teacher)
 
 
 def sinkhorn(
@@ -178,6 +193,154 @@ def _moments(a: Array, b: Array, axis: int) -> Array:
     return jnp.stack([jnp.sum(a * a, axis), jnp.sum(b * b, axis), jnp.sum(a * b, axis)])
 
 
+def _pearson_slopes(moments: Array) -> Array:
+    """Derivatives of the correlation in aa, bb and ab."""
+    return jax.vjp(_pearson, moments)[1](jnp.ones_like(moments[0]))[0]
+
+
+def _pulled(slopes: Array, a: Array, b: Array) -> tuple[Array, Array]:
+    """Derivatives in a and b, by those of their moments: of centred values, what centring changes cancels."""
+    return 2 * slopes[0] * a + slopes[2] * b, 2 * slopes[1] * b + slopes[2] * a
+
+
+class _Softened(NamedTuple):
+    """What a chunk of classes needs of all of them: normalisers of the rows, their means, and sums over the batch."""
+
+    normalizers: list[tuple[Array, Array]]
+    row_means: list[Array]
+    temperature: Array
+    sums: Callable[[ArrayLike], Array]
+    size: Array
+
+    @staticmethod
+    def of(pair: tuple[Array, Array], temperature: Array, axis_name: str | None) -> "_Softened":
+        sums = functools.partial(sum_over, axis_name=axis_name)
+        # Probabilities sum to 1, or to 0 where every class is masked.
+        masked = [jnp.all(jnp.isneginf(x), axis=1, keepdims=True) for x in pair]
+        means = [jnp.where(nothing, 0, 1 / pair[0].shape[1]) for nothing in masked]
+        found = [_row_normalizers(x, temperature) for x in pair]
+        return _Softened(found, means, temperature, sums, sums(pair[0].shape[0]))
+
+    def probabilities(self, chunks: tuple[Array, ...], valid: Array) -> list[Array]:
+        def of_side(chunk: Array, normalizer: tuple[Array, Array]) -> Array:
+            # Infinity stays out of the derivative in the temperature.
+            probabilities = _probabilities(jnp.where(valid, chunk, 0), self.temperature, normalizer)
+            return jnp.where(valid, probabilities, 0.0)
+
+        return [of_side(x, normalizer) for x, normalizer in zip(chunks, self.normalizers, strict=True)]
+
+    def rows(self, pair: list[Array], valid: Array) -> list[Array]:
+        return [jnp.where(valid, x - mean, 0.0) for x, mean in zip(pair, self.row_means, strict=True)]
+
+    def columns(self, pair: list[Array]) -> tuple[list[Array], Array]:
+        """Columns less their means over the batch, and their moments."""
+        centred = [x - self.sums(jnp.sum(x, axis=0)) / self.size for x in pair]
+        return centred, self.sums(_moments(centred[0], centred[1], 0))
+
+
+def _correlation_totals(softened: _Softened, pair: tuple[Array, Array], *, pulled: bool) -> tuple[Array, Array, Array]:
+    """Moments of the rows [3, B], the sum of the columns' correlations, and with `pulled` for either side [2, B] the sums
+    over classes of its probabilities times the derivatives of that sum in them."""
+    here = pair[0].shape[0]
+
+    def add(total: tuple[Array, ...], chunks: tuple[Array, ...], valid: Array) -> tuple[Array, ...]:
+        both = softened.probabilities(chunks, valid)
+        columns, moments = softened.columns(both)
+        rows = softened.rows(both, valid)
+        found = (total[0] + _moments(rows[0], rows[1], 1), total[1] + jnp.sum(_pearson(moments)))
+        if not pulled:
+            return found
+        slopes = _pulled(_pearson_slopes(moments), *columns)
+        return *found, total[2] + jnp.stack([jnp.sum(x * slope, 1) for x, slope in zip(both, slopes, strict=True)])
+
+    kind = softened.normalizers[0][0].dtype
+    zeros = lambda *shape: vary_with(jnp.zeros(shape, kind), pair[0])  # noqa: E731
+    start = (zeros(3, here), jnp.zeros((), kind), *([zeros(2, here)] if pulled else []))
+    totals = _over_class_chunks(add, start, _chunk_width(pair[0]), *pair)
+    return totals if pulled else (*totals, zeros(2, here))
+
+
+def _correlation_in_one(
+    axis_name: str | None, student: Array, teacher: Array, temperature: Array, weights: tuple[Array, Array]
+) -> Array:
+    """beta (1 - mean correlation of rows) + gamma (1 - mean correlation of columns) of softened predictions."""
+    softened = _Softened.of((student, teacher), temperature, axis_name)
+    return _weighted_terms(softened, (student, teacher), weights, pulled=False)[0]
+
+
+_correlation = jax.custom_jvp(_correlation_in_one, nondiff_argnums=(0,))
+
+
+def _weighted_terms(
+    softened: _Softened, pair: tuple[Array, Array], weights: tuple[Array, Array], *, pulled: bool
+) -> tuple[Array, tuple[Array, Array], tuple[Array, Array]]:
+    """The value, its two terms, and what `_correlation_gradients` wants."""
+    row_moments, column_total, of_columns = _correlation_totals(softened, pair, pulled=pulled)
+    inter = 1 - softened.sums(jnp.sum(_pearson(row_moments))) / softened.size
+    intra = 1 - column_total / pair[0].shape[1]
+    return weights[0] * inter + weights[1] * intra, (inter, intra), (row_moments, of_columns)
+
+
+def _correlation_gradients(
+    softened: _Softened,
+    pair: tuple[Array, Array],
+    weights: tuple[Array, Array],
+    totals: tuple[Array, Array],
+    sides: list[int],
+) -> list[Array]:
+    """Gradients [B, C] of `_correlation` in the logits of the `sides` asked for, in their dtype, by chunks of classes.
+
+    In logits z: q (g - sum_c q g) / tau, of g in the probabilities q.
+    """
+    (row_moments, of_columns), classes = totals, pair[0].shape[1]
+    of_row, of_column = -weights[0] / softened.size, -weights[1] / classes
+    row_slopes = _pearson_slopes(row_moments)
+    # Centred rows sum to 0: sum_c q a is aa, and sum_c q b is ab.
+    within = 2 * row_slopes[:2] * row_moments[:2] + row_slopes[2] * row_moments[2]
+    mean = (of_row * within + of_column * of_columns)[..., None]
+    whole = _in_chunks(_chunk_width(pair[0]), *pair)
+
+    def step(gradients: list[Array], index: Array) -> tuple[list[Array], None]:
+        chunks, valid = _chunk(index, whole, classes)
+        both = softened.probabilities(chunks, valid)
+        columns, moments = softened.columns(both)
+        by_columns = _pulled(_pearson_slopes(moments), *columns)
+        by_rows = _pulled(row_slopes[..., None], *softened.rows(both, valid))
+        made = [
+            both[k] * (of_row * by_rows[k] + of_column * by_columns[k] - mean[k]) / softened.temperature for k in sides
+        ]
+        pairs = zip(gradients, made, strict=True)
+        return [jax.lax.dynamic_update_index_in_dim(g, x.astype(g.dtype), index, 1) for g, x in pairs], None
+
+    start = [vary_with(jnp.zeros(whole[k].shape, float_dtype(pair[k])), pair[0]) for k in sides]
+    gradients = jax.lax.scan(step, start, jnp.arange(whole[0].shape[1]))[0]
+    return [g.reshape(g.shape[0], -1)[:, :classes] for g in gradients]
+
+
+def _correlation_jvp(axis_name: str | None, arguments: Any, changes: Any) -> tuple[Array, Array]:
+    student, teacher, temperature, weights = arguments
+    pair, softened = (student, teacher), _Softened.of((student, teacher), temperature, axis_name)
+    value, terms, totals = _weighted_terms(softened, pair, weights, pulled=True)
+    change = jnp.zeros_like(value)
+    sides = [k for k in range(2) if not isinstance(changes[k], SymbolicZero)]
+    if sides:
+        gradients = _correlation_gradients(softened, pair, weights, totals, sides)
+        products = [
+            g.astype(value.dtype) * changes[k].astype(value.dtype) for k, g in zip(sides, gradients, strict=True)
+        ]
+        change += sum(softened.sums(jnp.sum(product)) for product in products)
+    if not isinstance(changes[2], SymbolicZero):
+        at = lambda temperature: _correlation_in_one(axis_name, *pair, temperature, weights)  # noqa: E731
+        change += jax.jvp(at, (temperature,), (changes[2],))[1]
+    for term, of_weight in zip(terms, changes[3], strict=True):
+        if not isinstance(of_weight, SymbolicZero):
+            change += term * of_weight
+    return value, change
+
+
+_correlation.defjvp(_correlation_jvp, symbolic_zeros=True)
+
+
 def correlation(
     student_logits: ArrayLike,
     teacher_logits: ArrayLike,
@@ -214,23 +377,9 @@ def correlation(
       Huang et al., Knowledge Distillation from A Stronger Teacher, arXiv:2205.10536; as a baseline arXiv:2506.12542.
     """
     student, teacher = _check_batch(student_logits, teacher_logits, temperature)
-    sums = functools.partial(sum_over, axis_name=axis_name)
-    here, classes = student.shape
-    size = sums(here)
-    normalizer_pair = [_row_normalizers(x, temperature) for x in (student, teacher)]
-    # Probabilities sum to 1, or to 0 where every class is masked.
-    row_means = [jnp.where(jnp.all(jnp.isneginf(x), axis=1, keepdims=True), 0, 1 / classes) for x in (student, teacher)]
-
-    def add(total: tuple[Array, Array], chunks: tuple[Array, Array], valid: Array) -> tuple[Array, Array]:
-        pair = [_probabilities(x, temperature, n) for x, n in zip(chunks, normalizer_pair, strict=True)]
-        rows = [jnp.where(valid, x - mean, 0.0) for x, mean in zip(pair, row_means, strict=True)]
-        columns = [x - sums(jnp.sum(x, axis=0)) / size for x in pair]
-        of_columns = _pearson(sums(_moments(columns[0], columns[1], 0)))
-        return total[0] + _moments(rows[0], rows[1], 1), total[1] + jnp.sum(of_columns)
-
-    kind = normalizer_pair[0][0].dtype
-    start = (vary_with(jnp.zeros((3, here), kind), student), jnp.zeros((), kind))
-    row_moments, column_total = _over_class_chunks(add, start, max(1, _rows.BLOCK // here), student, teacher)
-    inter = 1 - sums(jnp.sum(_pearson(row_moments))) / size
-    intra = 1 - column_total / classes
-    return jnp.multiply(temperature, temperature * (inter_weight * inter + intra_weight * intra))
+    weights = (as_float(inter_weight), as_float(intra_weight))
+    # One chunk is kept for the backward pass; of several the gradients are made at once.
+    plain = student.shape[1] <= _chunk_width(student)
+    function = _correlation_in_one if plain else _correlation
+    value = function(axis_name, student, teacher, as_float(temperature), weights)
+    return jnp.multiply(temperature, temperature * value)

@@ -123,6 +123,31 @@ def test_correlation_edges():
     )
 
 
+@pytest.mark.parametrize("block", [2**20, 12])
+def test_gradients_of_correlation_in_everything(block, monkeypatch):
+    monkeypatch.setattr(_rows, "BLOCK", block)
+
+    def by_definition(student, teacher, temperature, inter, intra):
+        q, p = jax.nn.softmax(student / temperature), jax.nn.softmax(teacher / temperature)
+
+        def apart(axis):
+            a, b = (x - x.mean(axis, keepdims=True) for x in (q, p))
+            norms = jnp.sqrt((a**2).sum(axis)) * jnp.sqrt((b**2).sum(axis))
+            return 1 - ((a * b).sum(axis) / (norms + 1e-8)).mean()
+
+        return temperature**2 * (inter * apart(1) + intra * apart(0))
+
+    def ours(student, teacher, temperature, inter, intra):
+        return distillation.correlation(
+            student, teacher, temperature=temperature, inter_weight=inter, intra_weight=intra
+        )
+
+    given = (*(2 * jax.random.normal(KEY, (2, 4, 7))), jnp.float32(3), jnp.float32(0.7), jnp.float32(2))
+    for derivative in (jax.grad, lambda f, at: jax.jacfwd(jax.grad(f), at)):
+        found, expected = (jax.jit(derivative(f, (0, 1, 2, 3, 4)))(*given) for f in (ours, by_definition))
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-3, atol=2e-5), found, expected)
+
+
 @pytest.mark.parametrize("loss", [total, distillation.correlation], ids=["sinkhorn", "correlation"])
 def test_chunks_of_classes_change_nothing(loss, monkeypatch):
     student, teacher = 2 * jax.random.normal(KEY, (2, 4, 7))
