@@ -2,6 +2,8 @@
 
 import logging
 import math
+import os
+import re
 import shutil
 import sys
 from pathlib import Path
@@ -64,8 +66,10 @@ def _by_path(tree: Any) -> dict[str, Any]:
 
 
 def _reason(error: BaseException) -> str:
-    """The first line of an error; of a long one both ends, for the cause stands at the end."""
+    """The first line of an error, and what the system says where it gives but its number; of a long one both ends."""
     line = first_line(error)
+    if (number := re.search(r"os_error_code='(\d+)'", line)) and (cause := os.strerror(int(number[1]))) not in line:
+        line = f"{cause}: {line}"
     return line if len(line) <= SHOWN else f"{line[: SHOWN // 2]} ... {line[-SHOWN // 2 :]}"
 
 

@@ -74,7 +74,7 @@ def _trace(task: Task, config: ml_collections.ConfigDict, world: World) -> None:
     """One update on shapes alone: what would be refused in the first step is refused now."""
     example = world.train.read(np.arange(1))
     batch = {
-        name: jax.ShapeDtypeStruct((config.batch_size, *values.shape[1:]), values.dtype)
+        name: jax.ShapeDtypeStruct((config.batch_size, *values.shape[1:]), jax.dtypes.canonicalize_dtype(values.dtype))
         for name, values in example.items()
     }
     batch["index"] = jax.ShapeDtypeStruct((config.batch_size,), np.int32)

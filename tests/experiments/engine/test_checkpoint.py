@@ -438,3 +438,15 @@ def test_room_in_words_of_its_size(tmp_path, monkeypatch):
         "free some space, lower config.checkpoint.keep, or choose another --workdir"
     )
     checkpoints.close()
+
+
+@pytest.mark.parametrize(
+    ("said", "shown"),
+    [
+        ("FAILED: writing [os_error_code='28']\nmore", "No space left on device: FAILED: writing [os_error_code='28']"),
+        ("No space left on device [os_error_code='28']", "No space left on device [os_error_code='28']"),
+        ("a" * 200 + "b" * 200, "a" * 120 + " ... " + "b" * 120),
+    ],
+)
+def test_the_cause_of_a_foreign_error_is_said(said, shown):
+    assert checkpoint._reason(ValueError(said)) == shown
