@@ -81,14 +81,18 @@ def given(rows: int, classes: int) -> Given:
     return Given(student, teacher, labels)
 
 
-def ours(name: str, at: Given) -> Call:
-    """Compiled: the mean of an objective and its gradient in the student's logits."""
+def _compiled(name: str) -> Callable[..., Any]:
+    """The mean of an objective and its gradient in the student's logits."""
 
     def mean(student: Array, teacher: Array, labels: Array) -> Array:
         return jnp.mean(OBJECTIVES[name](student, teacher, labels))
 
-    compiled = jax.jit(jax.value_and_grad(mean))
-    arguments = jax.device_put(at)
+    return jax.jit(jax.value_and_grad(mean))
+
+
+def ours(name: str, at: Given) -> Call:
+    """A call of the compiled objective, that waits for its result."""
+    compiled, arguments = _compiled(name), jax.device_put(at)
     return lambda: jax.block_until_ready(compiled(*arguments))
 
 
@@ -101,7 +105,7 @@ def theirs(name: str, at: Given) -> Call:
 def check_same(name: str, here: Call, there: Call) -> None:
     """Both sides give one value and one gradient."""
     value, gradient = here()
-    their_value, their_gradient = (np.asarray(x) for x in there())
+    their_value, their_gradient = (np.asarray(x.cpu()) for x in there())
     gap, largest = np.abs(np.asarray(gradient) - their_gradient), np.max(np.abs(their_gradient))
     # Where two probabilities are equal but for rounding, their order and so the sign of a subgradient is chance.
     apart = np.quantile(gap, 1 - CHANCE)
@@ -128,9 +132,9 @@ def _record(name: str, rows: int, classes: int, at: Given, with_torch: bool) -> 
     record |= ratios(seconds_in_turns(calls, rounds=rounds))
     if memory.can_measure() and classes >= VOCABULARY:
         # In mebibytes above what stands before the call: inputs are there already, results are not.
-        record["ours MiB"] = memory.peak(calls["ours"]) / 2**20
+        record["ours MiB"] = memory.of_ours(_compiled(name), *jax.device_put(at)) / 2**20
         if with_torch:
-            record["PyTorch MiB"] = memory.peak(other) / 2**20
+            record["PyTorch MiB"] = memory.of_theirs(other) / 2**20
         if record.get("PyTorch MiB"):
             record["share of memory"] = record["ours MiB"] / record["PyTorch MiB"]
     return record
@@ -142,9 +146,11 @@ def run() -> list[dict[str, Any]]:
     if not with_torch:
         print(NO_TORCH)
     records = []
-    for rows, classes in SIZES:
-        at = given(rows, classes)
-        records += [_record(name, rows, classes, at, with_torch) for name in _names(classes)]
+    # As PyTorch multiplies by default; elsewhere than on a GPU it changes nothing.
+    with jax.default_matmul_precision("highest"):
+        for rows, classes in SIZES:
+            at = given(rows, classes)
+            records += [_record(name, rows, classes, at, with_torch) for name in _names(classes)]
     if with_torch:
         ratios = [record["over ours"] for record in records]
         records.append({"what": "median", "over ours": float(np.median(ratios))})

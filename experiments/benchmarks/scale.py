@@ -1,6 +1,6 @@
 """What a run costs beside its updates: the loop on eight devices, checkpoints, input from disk, and the first step.
 
-Everything runs on the CPU, in a process of its own with eight virtual devices.
+Everything runs on the CPU, in a process of its own with eight virtual devices; then, where there is a GPU, training on it.
 """
 
 import importlib
@@ -18,6 +18,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from experiments.benchmarks import accelerator
+
 DEVICES = 8
 ROUNDS = 5
 READ_SECONDS = 10.0
@@ -34,7 +36,8 @@ def run() -> list[dict[str, Any]]:
         variables = {**os.environ, "XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"}
         command = [sys.executable, "-m", "experiments.benchmarks.scale", str(out)]
         subprocess.run(command, cwd=ROOT, env=variables, check=True)
-        return json.loads(out.read_text())
+        records = json.loads(out.read_text())
+    return records + accelerator.run()
 
 
 def _records() -> list[dict[str, Any]]:

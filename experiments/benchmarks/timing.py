@@ -56,8 +56,16 @@ def ratios(seconds: Mapping[str, list[float]]) -> dict[str, float]:
 
 
 def by_threads(calls: Mapping[str, Call]) -> dict[str, Call]:
-    """PyTorch with a thread for every core given to us and with one, which is faster where others use the cores."""
+    """PyTorch with a thread for every core given to us and with one, which is faster where others use the cores.
+
+    On a GPU the calls as they are.
+    """
     import torch
+
+    from experiments.benchmarks import torch_device
+
+    if torch_device.device() != "cpu":
+        return dict(calls)
 
     def at(threads: int, call: Call) -> None:
         torch.set_num_threads(threads)

@@ -8,6 +8,8 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
+from experiments.benchmarks.torch_device import device, wait
+
 Tensor: TypeAlias = torch.Tensor
 
 
@@ -122,7 +124,7 @@ def enhanced_target_cross_entropy(student: Tensor, teacher: Tensor, labels: Tens
 
 
 def multi_teacher(student: Tensor, teacher: Tensor, labels: Tensor) -> Tensor:
-    verticals = torch.arange(student.shape[-1]) // 50
+    verticals = torch.arange(student.shape[-1], device=student.device) // 50
     own = verticals == (labels // 50)[:, None]
     scores = teacher.masked_fill(~own, -math.inf)
     best = scores.topk(min(100, scores.shape[-1]), -1).indices
@@ -138,14 +140,15 @@ def sequence_divergence(student: Tensor, teacher: Tensor, labels: Tensor) -> Ten
 
 def call(name: str, student: np.ndarray, teacher: np.ndarray, labels: np.ndarray) -> Callable[[], tuple[Any, Any]]:
     """The mean of an objective and its gradient in the student's logits; the teacher asks for none."""
-    leaf = torch.from_numpy(student.copy()).requires_grad_()
-    fixed, of = torch.from_numpy(teacher), torch.from_numpy(labels)
+    leaf, fixed, of = (torch.from_numpy(x.copy()).to(device()) for x in (student, teacher, labels))
+    leaf.requires_grad_()
     objective = globals()[name]
 
     def once() -> tuple[Any, Any]:
         leaf.grad = None
         value = objective(leaf, fixed, of)
         value.backward()
+        wait()
         return value.detach(), leaf.grad
 
     return once

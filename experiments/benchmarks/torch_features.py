@@ -7,6 +7,8 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
+from experiments.benchmarks.torch_device import device, wait
+
 Tensor: TypeAlias = torch.Tensor
 
 
@@ -16,7 +18,7 @@ def _kl(teacher: Tensor, student: Tensor) -> Tensor:
 
 
 def normalized_feature(*stages: Tensor) -> Tensor:
-    total = torch.zeros(stages[0].shape[0])
+    total = torch.zeros(stages[0].shape[0], device=stages[0].device)
     for student, teacher in zip(stages[:3], stages[3:], strict=True):
         axes = (1, 2, 3)
         total = total + ((student - teacher) ** 2).mean(axes) / (teacher**2).mean(axes)
@@ -64,7 +66,7 @@ def hard_soft(student: Tensor, teacher: Tensor, labels: Tensor) -> Tensor:
 
 def routed_teachers(student: Tensor, teachers: Tensor, gate: Tensor) -> Tensor:
     best = gate.argmax(1)
-    return 16 * _kl(teachers[best, torch.arange(len(best))] / 4, student / 4).mean()
+    return 16 * _kl(teachers[best, torch.arange(len(best), device=best.device)] / 4, student / 4).mean()
 
 
 def blended_teachers(student: Tensor, gate: Tensor, teachers: Tensor) -> Tensor:
@@ -89,7 +91,7 @@ def pondering(losses: Tensor, halting: Tensor) -> Tensor:
     rates = torch.sigmoid(halting)
     reached = torch.cat([torch.ones_like(rates[:, :1]), torch.cumprod(1 - rates[:, :-1], 1)], 1)
     exits = torch.where(reached < 0.05, 0.05 / rates.shape[1], rates * reached)
-    prior = 0.1 * 0.9 ** torch.arange(rates.shape[1])
+    prior = 0.1 * 0.9 ** torch.arange(rates.shape[1], device=rates.device)
     prior[-1] = 1 - prior[:-1].sum()
     divergence = (prior * (prior.log() - exits.clamp(min=1e-12).log())).sum(1)
     return ((exits * losses).sum(1) + 0.5 * divergence).mean()
@@ -114,13 +116,13 @@ def embedding_dynamics(online: Tensor, target: Tensor, directions: Tensor) -> Te
     attraction = 2 - 2 * (mean * centre).sum(-1)
     drift = (mean * F.normalize(directions, dim=-1)).sum(-1)
     rows = z.reshape(-1, z.shape[-1])
-    gap = rows.T @ rows / len(rows) - torch.eye(z.shape[-1]) / z.shape[-1]
+    gap = rows.T @ rows / len(rows) - torch.eye(z.shape[-1], device=z.device) / z.shape[-1]
     return (attraction + 0.1 * drift).mean() + (gap**2).sum()
 
 
 def selective_scan(x: Tensor, delta: Tensor, b: Tensor, c: Tensor, gate: Tensor, a: Tensor) -> Tensor:
     steps = F.softplus(delta)
-    state = torch.zeros(x.shape[0], *a.shape)
+    state = torch.zeros(x.shape[0], *a.shape, device=x.device)
     outputs = []
     for t in range(x.shape[1]):
         decay = torch.exp(steps[:, t, :, None] * a)
@@ -131,8 +133,8 @@ def selective_scan(x: Tensor, delta: Tensor, b: Tensor, c: Tensor, gate: Tensor,
 
 def call(name: str, moving: tuple[np.ndarray, ...], fixed: tuple[np.ndarray, ...]) -> Callable[[], tuple[Any, Any]]:
     """The mean of an objective and its gradients in all that moves."""
-    leaves = [torch.from_numpy(x.copy()).requires_grad_() for x in moving]
-    rest = [torch.from_numpy(x.astype(np.int64) if x.dtype == np.int32 else x) for x in fixed]
+    leaves = [torch.from_numpy(x.copy()).to(device()).requires_grad_() for x in moving]
+    rest = [torch.from_numpy(x.astype(np.int64) if x.dtype == np.int32 else x).to(device()) for x in fixed]
     objective = globals()[name]
 
     def once() -> tuple[Any, Any]:
@@ -140,6 +142,7 @@ def call(name: str, moving: tuple[np.ndarray, ...], fixed: tuple[np.ndarray, ...
             leaf.grad = None
         value = objective(*leaves, *rest)
         value.backward()
+        wait()
         return value.detach(), [leaf.grad for leaf in leaves]
 
     return once

@@ -19,11 +19,11 @@ Network = Callable[..., torch.Tensor]  # (params, x, c_noise) -> like x
 EPSILON = 1e-6  # of the normalisations in flax
 
 
-def parameters(tree: Any, *, channels_last: bool = False) -> Any:
+def parameters(tree: Any, *, channels_last: bool = False, device: str = "cpu") -> Any:
     """A tree of JAX parameters as tensors: dense kernels [out, in], convolution kernels [out, in, height, width]."""
 
     def convert(path: Any, leaf: Any) -> torch.Tensor:
-        value = torch.from_numpy(np.array(leaf))
+        value = torch.from_numpy(np.array(leaf)).to(device)
         if path[-1].key == "embedding":  # [classes, width] on both sides
             return value
         if value.ndim == 2:
@@ -43,7 +43,7 @@ def _linear(p: Params, x: torch.Tensor) -> torch.Tensor:
 def _embedding(
     p: Params, frequencies: torch.Tensor, c_noise: torch.Tensor, labels: torch.Tensor | None = None
 ) -> torch.Tensor:
-    angles = c_noise[:, None] * frequencies
+    angles = c_noise[:, None] * frequencies.to(c_noise.device)
     features = torch.cat([torch.sin(angles), torch.cos(angles)], dim=-1)
     embedding = _linear(p["second"], F.silu(_linear(p["first"], features)))
     if labels is not None:  # -1 is no class
@@ -74,8 +74,11 @@ def mlp(config: ml_collections.ConfigDict) -> Network:
     return apply
 
 
-def unet(config: ml_collections.ConfigDict) -> Network:
-    """`experiments.models.unet.UNet` with norm "scaling" and scale-shift time conditioning; images [B, C, H, W]."""
+def unet(config: ml_collections.ConfigDict, dropout: float = 0.0) -> Network:
+    """`experiments.models.unet.UNet` with norm "scaling" and scale-shift time conditioning; images [B, C, H, W].
+
+    Every pass draws dropout masks of its own, unless the rate is 0.
+    """
     frequencies = _frequencies(2 * config.channels, config.fourier_scale)
     num_levels, blocks = len(config.channel_multipliers), config.blocks_per_level
 
@@ -98,7 +101,8 @@ def unet(config: ml_collections.ConfigDict) -> Network:
     def block(p: Params, x: torch.Tensor, embedding: torch.Tensor) -> torch.Tensor:
         h = convolution(p["first"], F.silu(norm(p["norm_in"], x)))
         scale, shift = _linear(p["modulation"]["dense"], embedding)[:, :, None, None].chunk(2, dim=1)
-        h = convolution(p["second"], F.silu(norm(p["norm_out"], h) * (1 + scale) + shift))
+        h = F.silu(norm(p["norm_out"], h) * (1 + scale) + shift)
+        h = convolution(p["second"], F.dropout(h, dropout) if dropout else h)
         h = h + (convolution(p["shortcut"], x) if "shortcut" in p else x)
         if "attend" not in p:
             return h
@@ -164,26 +168,43 @@ def consistency_loss(
     return ((torch.sqrt(squared + c**2) - c) / (high - low)).mean()
 
 
-class Trainer:
-    """Draws levels and noise, then one step of Adam and of the parameters' moving average."""
+OPTIMIZERS: Mapping[str, Any] = {"adam": torch.optim.Adam, "radam": torch.optim.RAdam}
 
-    def __init__(self, network: Network, params: Params, grid: np.ndarray, probabilities: np.ndarray, decay: float):
-        self.network, self.decay = network, decay
+
+class Trainer:
+    """Draws levels and noise, then one step of the optimiser and of the parameters' moving average.
+
+    `loss` is `consistency_loss` or a compiled one; parameters lie on the device where the data will.
+    """
+
+    def __init__(
+        self,
+        network: Network,
+        params: Params,
+        grid: np.ndarray,
+        probabilities: np.ndarray,
+        decay: float,
+        *,
+        optimizer: str = "adam",
+        loss: Callable[..., torch.Tensor] = consistency_loss,
+    ):
+        self.network, self.decay, self.loss = network, decay, loss
         self.params = params
         self.leaves = jax.tree.leaves(params)
         for leaf in self.leaves:
             leaf.requires_grad_()
         self.average = [leaf.detach().clone() for leaf in self.leaves]
-        self.optimizer = torch.optim.Adam(self.leaves, lr=1e-3)
-        self.grid, self.probabilities = torch.tensor(grid), torch.tensor(probabilities)
+        self.optimizer = OPTIMIZERS[optimizer](self.leaves, lr=1e-3)
+        device = self.leaves[0].device
+        self.grid, self.probabilities = (torch.tensor(x, device=device) for x in (grid, probabilities))
 
-    def step(self, data: torch.Tensor) -> float:
+    def step(self, data: torch.Tensor) -> torch.Tensor:
         level = torch.multinomial(self.probabilities, data.shape[0], replacement=True)
         low, high = self.grid[level], self.grid[level + 1]
         self.optimizer.zero_grad(set_to_none=True)
-        loss = consistency_loss(self.network, self.params, data, torch.randn_like(data), low, high)
+        loss = self.loss(self.network, self.params, data, torch.randn_like(data), low, high)
         loss.backward()
         self.optimizer.step()
         with torch.no_grad():
             torch._foreach_lerp_(self.average, self.leaves, 1 - self.decay)
-        return float(loss.detach())
+        return loss.detach()
