@@ -56,19 +56,30 @@ def at_once(names: Sequence[str], workdir: Path, number: int, arguments: Sequenc
     """
     from experiments.engine.logs import CONSOLE
 
-    # Into files, whose width is not known; and no process starts more threads than its share of the cores.
+    # What they print goes into files first, which have no width of their own.
     os.environ.setdefault("COLUMNS", str(CONSOLE.width))
-    os.environ.setdefault("NPROC", str(max(1, workers.cores() // number)))
     call = partial(attempt, workdir=workdir, smoke=True)
     stopped = f"stopped; what is done is in {workdir}, and the same command goes on from there"
     found = {}
-    with stopping.raised(stopped), contextlib.closing(workers.spread(call, names, number, arguments)) as jobs:
+    order = longest_first(names)
+    with stopping.raised(stopped), contextlib.closing(workers.spread(call, order, number, arguments)) as jobs:
         for job in jobs:
             print(job.stdout, end="", flush=True)
             print(job.stderr, end="", file=sys.stderr, flush=True)
             outcome = job.value or Outcome(FAILED, f"failed: {job.died}")
             found[job.job] = _timed(outcome, job.seconds)
     return {name: found[name] for name in names}
+
+
+def longest_first(names: Sequence[str]) -> list[str]:
+    """Papers by how long their kept full runs took, which smoke runs follow roughly, so that none is left over at the end.
+
+    Those with none come first.
+    """
+    from experiments.reproducing import listing
+
+    kept = {name: listing.kept(name) for name in names}
+    return sorted(names, key=lambda name: -(tree["seconds"] if (tree := kept[name]) else float("inf")))
 
 
 def _timed(outcome: Outcome, seconds: float) -> Outcome:

@@ -7,7 +7,7 @@ import pytest
 
 from experiments.engine.errors import UserError
 from experiments.engine.stopping import Stopped
-from experiments.reproducing import catalogue, program, several
+from experiments.reproducing import catalogue, listing, program, several
 from experiments.reproducing.results import FILE
 from tests.experiments.helpers import program as called
 
@@ -38,6 +38,12 @@ def test_papers_in_turn(tmp_path, monkeypatch, capsys):
         "ran (0 s)",
     ]
     assert "Traceback" in capsys.readouterr().err
+
+
+def test_long_papers_begin_first_and_unknown_ones_before_them(monkeypatch):
+    seconds = {"a": 3, "b": None, "c": 9, "d": 3}
+    monkeypatch.setattr(listing, "kept", lambda name: seconds[name] and {"seconds": seconds[name]})
+    assert several.longest_first(list(seconds)) == ["b", "c", "a", "d"]
 
 
 @pytest.mark.parametrize("raised", [Stopped("stopped; the same command goes on", signal.SIGINT), KeyboardInterrupt()])
