@@ -64,6 +64,7 @@ def get_config() -> ml_collections.ConfigDict:
         "interval": 2,
     }
     config.arms = (arm(DIRECT, checkpoints=0), arm(BACK), arm(CRITIC, follow=False))
+    config.smoke_arms = (DIRECT, BACK)  # the third follows two places of the same path
     config.checks = (
         check(
             "reaches the final distance of direct distillation in 0.7 of its updates, recording included",

@@ -13,7 +13,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import orbax.checkpoint as ocp
-from jax import Array
 from jax.sharding import Sharding
 from orbax.checkpoint import checkpoint_managers
 
@@ -42,16 +41,16 @@ def _hush(unraisable: Any) -> None:
 _unhushed, sys.unraisablehook = sys.unraisablehook, _hush
 
 
-def _digest(state: Any) -> Array:
+def _digest(state: Any, numpy: Any = jnp) -> Any:
     """uint32 for each leaf, from all its bits and their places: a flipped bit on a disk shows as another number."""
 
-    def of(leaf: Array) -> Array:
-        leaf = leaf.astype(jnp.uint8) if leaf.dtype == jnp.bool_ else leaf
-        bits = jax.lax.bitcast_convert_type(leaf, f"uint{8 * leaf.dtype.itemsize}").astype(jnp.uint32).reshape(-1)
-        places = jnp.arange(bits.size, dtype=jnp.uint32) * jnp.uint32(GOLDEN) | jnp.uint32(1)
-        return jnp.sum(bits * places, dtype=jnp.uint32)
+    def of(leaf: Any) -> Any:
+        leaf = leaf.astype(numpy.uint8) if leaf.dtype == bool else leaf
+        bits = leaf.view(f"uint{8 * leaf.dtype.itemsize}").astype(numpy.uint32).reshape(-1)
+        places = numpy.arange(bits.size, dtype=numpy.uint32) * numpy.uint32(GOLDEN) | numpy.uint32(1)
+        return numpy.sum(bits * places, dtype=numpy.uint32)
 
-    return jnp.array([of(leaf) for leaf in jax.tree.leaves(state)], jnp.uint32)
+    return numpy.array([of(leaf) for leaf in jax.tree.leaves(state)], numpy.uint32)
 
 
 def _digests(state: Any) -> dict[str, int]:

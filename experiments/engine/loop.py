@@ -336,10 +336,10 @@ def _accumulate(pending: dict[str, Any], metrics: dict[str, np.ndarray]) -> dict
     return {"count": pending["count"] + len(metrics["loss"]), "sums": sums}
 
 
-def is_finite(state: State) -> Array:
+def is_finite(state: State, numpy: Any = jnp) -> Any:
     """Whether every number of the state is one."""
     floats = [leaf for leaf in jax.tree.leaves(state) if jnp.issubdtype(leaf.dtype, jnp.floating)]
-    return jnp.all(jnp.array([jnp.all(jnp.isfinite(leaf)) for leaf in floats]))
+    return numpy.all(numpy.array([numpy.all(numpy.isfinite(leaf)) for leaf in floats]))
 
 
 def _check_finite(losses: np.ndarray, first_step: int, last_good: Callable[[], str]) -> None:

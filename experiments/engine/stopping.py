@@ -1,7 +1,9 @@
-"""SIGTERM and SIGINT as a wish to stop, which the loop hears between two compiled intervals."""
+"""SIGTERM and SIGINT as a wish to stop: heard between two compiled intervals of the loop, or at once."""
 
+import contextlib
 import signal
 import threading
+from collections.abc import Iterator
 from types import FrameType
 from typing import Any
 
@@ -40,3 +42,22 @@ class StopRequest:
         if self.received is not None and number == signal.SIGINT:
             raise KeyboardInterrupt
         self.received = signal.Signals(number)
+
+
+@contextlib.contextmanager
+def raised(message: str) -> Iterator[None]:
+    """While it is entered, which the main thread alone may do, a first signal raises `Stopped`; later ones do nothing."""
+    received = []
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        del frame
+        received.append(number)
+        if len(received) == 1:
+            raise Stopped(message, number)
+
+    previous = {number: signal.signal(number, stop) for number in SIGNALS}
+    try:
+        yield
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)

@@ -1,4 +1,4 @@
-"""One paper from config to verdict, in a folder that is this process's alone."""
+"""One paper from config to verdict."""
 
 import sys
 from pathlib import Path
@@ -8,11 +8,20 @@ import ml_collections
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Column
 
+from experiments import runs
 from experiments.engine.logs import CONSOLE
 from experiments.reproducing import catalogue, rules, running, showing
 from experiments.reproducing.results import FILE, Results
 
 TABLE, FIGURE = "table.md", "figure.png"
+
+
+def run(name: str, config: ml_collections.ConfigDict, workdir: Path, *, smoke: bool) -> dict[str, Any]:
+    """The same as `measure`, of a config that is checked first, in a folder that is this process's alone."""
+    catalogue.check(config)
+    runs.use_compilation_cache(config)
+    with runs.locked(workdir, wait=False):
+        return measure(name, config, workdir, smoke=smoke)
 
 
 def measure(name: str, config: ml_collections.ConfigDict, workdir: Path, *, smoke: bool) -> dict[str, Any]:

@@ -64,6 +64,8 @@ def build(config: ml_collections.ConfigDict, world: World, trained: Trained) -> 
         raise UserError(f"config.data: {config.task} needs pictures, and {config.data.name!r} has none")
     try:
         task = TASKS[config.task](config, world, trained)
+        # Compiled calls, within which nothing is traced twice: a start traces an update here and again for its interval.
+        task = task._replace(init=jax.jit(task.init), update=jax.jit(task.update))
         _trace(task, config, world)
         return task
     except ValueError as error:

@@ -42,11 +42,13 @@ def batch_of(world, indices: np.ndarray) -> dict[str, jax.Array]:
     return jax.device_put({**world.train.read(indices), "index": np.arange(len(indices), dtype=np.int32)})
 
 
-def program(*arguments: str, timeout: float = 300, **environment: str) -> subprocess.CompletedProcess:
-    """Runs `python -m experiments.<...>` as a user does, with one device."""
-    variables = {**os.environ, "XLA_FLAGS": compiling.quick_flags(), **environment}
+def program(
+    *arguments: str, timeout: float = 300, folder: pathlib.Path = ROOT, **environment: str
+) -> subprocess.CompletedProcess:
+    """Runs `python -m experiments.<...>` as a user does, with one device; in a folder where it may write."""
+    variables = {**os.environ, "XLA_FLAGS": compiling.quick_flags(), "PYTHONPATH": str(ROOT), **environment}
     return subprocess.run(
-        [sys.executable, "-m", *arguments], cwd=ROOT, env=variables, capture_output=True, text=True, timeout=timeout
+        [sys.executable, "-m", *arguments], cwd=folder, env=variables, capture_output=True, text=True, timeout=timeout
     )
 
 

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments.engine import checkpoint
+from experiments.engine import checkpoint, loop
 from experiments.engine import mesh as meshes
 from experiments.engine.checkpoint import Checkpoints
 from experiments.engine.errors import UserError
@@ -450,3 +450,26 @@ def test_room_in_words_of_its_size(tmp_path, monkeypatch):
 )
 def test_the_cause_of_a_foreign_error_is_said(said, shown):
     assert checkpoint._reason(ValueError(said)) == shown
+
+
+def test_digests_and_what_is_finite_are_the_same_compiled_and_not():
+    """Checkpoints are read where they were not written: the numbers must not tell how they came about."""
+    keys = jax.random.split(jax.random.key(0), 3)
+    state = {
+        "scalar": jnp.int32(-7),
+        "flag": jnp.array([True, False]),
+        "wide": jax.random.normal(keys[0], (300, 7)),
+        "half": jax.random.normal(keys[1], (5,), jnp.bfloat16),
+        "bytes": jax.random.randint(keys[2], (9,), -128, 127, jnp.int8),
+        "bits": jnp.arange(4, dtype=jnp.uint32) * jnp.uint32(3_000_000_000),
+        "none": jnp.zeros((0, 3)),
+    }
+    compiled = jax.jit(checkpoint._digest)(state).tolist()
+    assert checkpoint._digest(jax.device_get(state), np).tolist() == compiled
+    assert list(checkpoint._digests(state).values()) == compiled
+    for bad in (jnp.nan, jnp.inf):
+        for name in ("wide", "half"):
+            broken = state | {name: state[name].at[-1].set(bad)}
+            assert not loop.is_finite(jax.device_get(broken), np)
+            assert not jax.jit(loop.is_finite)(broken)
+    assert loop.is_finite(jax.device_get(state), np)

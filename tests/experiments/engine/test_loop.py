@@ -330,7 +330,7 @@ def test_several_processes_name_a_checkpoint_that_is_whole(found, tmp_path, monk
     monkeypatch.setattr(loop.hosts, "several", lambda: True)
     monkeypatch.setattr(Checkpoints, "wait", lambda self: waited.append(wait(self)))
     if found == "parameters":
-        monkeypatch.setattr(loop, "is_finite", lambda state: state["step"] < 8)
+        monkeypatch.setattr(loop, "is_finite", lambda state, numpy: state["step"] < 8)
     task = breaks_at(8, np.nan) if found == "loss" else TASK
     with pytest.raises(UserError, match=r"no numbers at step 8|is nan at step 8; last good checkpoint: .*/4"):
         trained(tmp_path, task, checkpoint={"every": 4, "keep": 1})

@@ -7,7 +7,7 @@ import threading
 import pytest
 
 from experiments.engine.checkpoint import Checkpoints
-from experiments.engine.stopping import Stopped, StopRequest
+from experiments.engine.stopping import Stopped, StopRequest, raised
 from tests.experiments.engine.test_loop import TASK, evaluate, trained
 
 
@@ -106,3 +106,20 @@ def test_a_signal_in_the_last_interval_lets_the_run_end(tmp_path):
     fields = {"evaluate_every": 12}
     ended = trained(tmp_path / "signalled", signalling(signal.SIGTERM), **fields)
     assert ended == trained(tmp_path / "straight", **fields)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_first_signal_can_be_raised_and_later_ones_are_passed_over(number):
+    before = {each: signal.getsignal(each) for each in (signal.SIGTERM, signal.SIGINT)}
+
+    def signalled():
+        try:
+            os.kill(os.getpid(), number)
+        finally:
+            for each in before:
+                os.kill(os.getpid(), each)
+
+    with raised("it goes on"), pytest.raises(Stopped, match="it goes on") as stopped:
+        signalled()
+    assert stopped.value.number == number
+    assert {each: signal.getsignal(each) for each in before} == before

@@ -57,5 +57,5 @@ def test_the_path_ends_at_the_teacher():
     assert np.all(np.diff(changes) < 0)
 
 
-def test_a_smoke_run_of_all_arms(tmp_path):
+def test_a_smoke_run(tmp_path):
     smoke("distribution_backtracking", tmp_path)
