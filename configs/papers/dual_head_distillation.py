@@ -119,7 +119,7 @@ def get_config() -> ml_collections.ConfigDict:
         "does not show with ten classes: one head is as good as the loss on logits alone, and with noise better than two. "
         "The two gradients do oppose each other in one head, on average over training, but below it too; part of that is "
         "what a sum looks like near its minimum, where its parts cancel. The auxiliary head is linear, DKD has no warm-up, "
-        "and no weight or rate was searched. The collapse was not looked for with more classes than features."
+        "and no weight or rate was searched. More classes than features: configs/papers/dual_head_few_features.py."
     )
     return config
 

@@ -1,6 +1,5 @@
 """A second head for the teacher's logits: are they in conflict with cross-entropy where both meet in one head?"""
 
-from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -25,10 +24,7 @@ def run(config: ml_collections.ConfigDict, key: Array, shared: dict[str, Any]) -
     initial = digits_noise.first_params(given, key)
     if config.auxiliary_head:
         width, classes = config.widths[-1], config.shared.classes
-        initial["auxiliary"] = {
-            "kernel": jax.nn.initializers.lecun_normal()(jax.random.fold_in(key, 4), (width, classes)),
-            "bias": jnp.zeros(classes),
-        }
+        initial["auxiliary"] = second_head(jax.random.fold_in(key, 4), width, classes)
     label_loss, teacher_loss = losses(given, config.objective)
     loss = aligned(label_loss, teacher_loss) if config.align else both(label_loss, teacher_loss)
     probe = None
@@ -37,9 +33,15 @@ def run(config: ml_collections.ConfigDict, key: Array, shared: dict[str, Any]) -
         seen = digits_noise.batch(config, given, rows, jax.random.fold_in(key, 2))
         probe = lambda params: conflict(label_loss, teacher_loss, params, seen)  # noqa: E731
     params, probed = digits_noise.distil(config, key, given, loss, initial=initial, probe=probe)
-    cosines = {name: summary(values) for name, summary, values in _summaries(probed)} if probe else {}
-    student, _ = _split(params)
+    cosines = summaries(probed) if probe else {}
+    student, _ = split(params)
     return digits_noise.measured(given, lambda x: given.student.apply(student, x)["logits"]) | cosines
+
+
+def second_head(key: Array, width: int, classes: int) -> dict[str, Array]:
+    """First parameters of a linear head."""
+    kernel = jax.nn.initializers.lecun_normal()(key, (width, classes))
+    return {"kernel": kernel, "bias": jnp.zeros(classes)}
 
 
 def losses(given: Setting, objective: str) -> tuple[Loss, Loss]:
@@ -50,12 +52,12 @@ def losses(given: Setting, objective: str) -> tuple[Loss, Loss]:
 
     def label_loss(params: Any, batch: Batch, key: Array) -> Array:
         del key
-        logits = given.student.apply(_split(params)[0], batch.x)["logits"]
+        logits = given.student.apply(split(params)[0], batch.x)["logits"]
         return objectives.value(of_labels, logits, batch.teacher["logits"], batch.y)
 
     def teacher_loss(params: Any, batch: Batch, key: Array) -> Array:
         del key
-        student, head = _split(params)
+        student, head = split(params)
         seen = given.student.apply(student, batch.x)
         logits = seen["features"] @ head["kernel"] + head["bias"] if head else seen["logits"]
         return objectives.value(of_teacher, logits, batch.teacher["logits"], batch.y)
@@ -104,15 +106,16 @@ def _cosine(first: Any, second: Any) -> Array:
     return optax.tree.vdot(first, second) / jnp.where(size > 0, size, 1.0)
 
 
-def _summaries(probed: dict[str, Array]) -> list[tuple[str, Callable[[Array], Array], Array]]:
-    return [
-        ("head_cosine", jnp.mean, probed["head"]),
-        ("backbone_cosine", jnp.mean, probed["below"]),
-        ("conflicting_steps", lambda values: jnp.mean(values < 0), probed["all"]),
-        ("lowest_aligned_cosine", jnp.min, probed["aligned"]),
-    ]
+def summaries(probed: dict[str, Array]) -> dict[str, Array]:
+    """Of the cosines after every step, what is told."""
+    return {
+        "head_cosine": jnp.mean(probed["head"]),
+        "backbone_cosine": jnp.mean(probed["below"]),
+        "conflicting_steps": jnp.mean(probed["all"] < 0),
+        "lowest_aligned_cosine": jnp.min(probed["aligned"]),
+    }
 
 
-def _split(params: Any) -> tuple[Any, Any]:
+def split(params: Any) -> tuple[Any, Any]:
     """Parameters of the student, and of the auxiliary head or None."""
     return {name: leaf for name, leaf in params.items() if name != "auxiliary"}, params.get("auxiliary")

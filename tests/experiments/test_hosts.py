@@ -1,22 +1,18 @@
 """Two processes with four devices each train as one process with eight does, and end together."""
 
-import os
 import re
 import signal
-import socket
-import subprocess
-import sys
 import time
-from typing import NamedTuple
 
 import numpy as np
 import pytest
 
 from configs import common
 from experiments import runs, tasks
-from experiments.engine import compiling, configuration, hosts, logs
-from tests.experiments.helpers import ROOT, SMALL_MLP, small
+from experiments.engine import configuration, hosts, logs
+from tests.experiments.helpers import SMALL_MLP, small
 from tests.experiments.image_sets import write_image_set
+from tests.experiments.processes import begun, ended, losses
 
 STEPS = 30
 FIELDS = {
@@ -71,16 +67,6 @@ def get_config():
 GONE = hosts.GONE.rpartition("}")[2]
 
 
-class Ended(NamedTuple):
-    codes: tuple[int, int]
-    errors: list[str]  # of each process and of what it has left behind
-
-
-def ended(processes):
-    codes = tuple(process.wait(timeout=300) for process in processes)
-    return Ended(codes, [process.communicate(timeout=60)[1] for process in processes])
-
-
 def saved(processes, workdir, step):
     """Waits until a checkpoint is whole."""
     until = time.monotonic() + 240
@@ -88,12 +74,6 @@ def saved(processes, workdir, step):
         assert [process.poll() for process in processes] == [None, None]
         assert time.monotonic() < until
         time.sleep(0.01)
-
-
-def losses(workdir):
-    records = logs.read(workdir / "metrics.jsonl")
-    assert [record["step"] for record in records] == list(range(1, len(records) + 1))
-    return np.array([record["loss"] for record in records])
 
 
 @pytest.fixture(scope="module")
@@ -111,27 +91,16 @@ def folder(tmp_path_factory):
 @pytest.fixture(scope="module")
 def start(folder):
     """`start(name, config, **fields)`: both processes of a run in that folder, on a port that is free."""
-    begun = []
+    every = []
 
     def start(name, config="dots", **fields):
-        with socket.socket() as probe:
-            probe.bind(("localhost", 0))
-            port = probe.getsockname()[1]
         given = {**FIELDS, "cache_dir": folder / "cache", **fields}
         fields = {field: value for field, value in given.items() if value is not None}
-        command = [sys.executable, "-m", "experiments.train", f"--config={folder / config}.py"]
-        command += [f"--workdir={folder / name}", *(f"--config.{field}={value}" for field, value in fields.items())]
-        command += [f"--coordinator=localhost:{port}", "--num-processes=2"]
-        flags = f"{compiling.quick_flags()} --xla_force_host_platform_device_count=4"
-        environment = {**os.environ, "XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"}
-        options = {"cwd": ROOT, "env": environment, "stderr": subprocess.PIPE, "text": True}
-        for process in range(2):
-            with (folder / f"{name}.{process}").open("w") as output:
-                begun.append(subprocess.Popen([*command, f"--process-id={process}"], stdout=output, **options))
-        return begun[-2:]
+        every.extend(begun(folder / f"{config}.py", folder / name, fields))
+        return every[-2:]
 
     yield start
-    for process in begun:
+    for process in every:
         process.kill()
 
 

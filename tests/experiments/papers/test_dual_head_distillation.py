@@ -29,7 +29,7 @@ def start(heads):
 def test_with_two_heads_the_sum_is_the_librarys_objective():
     given, params, batch = start(heads=2)
     loss = study.both(*study.losses(given, OBJECTIVE))
-    seen = given.student.apply(study._split(params)[0], batch.x)
+    seen = given.student.apply(study.split(params)[0], batch.x)
     auxiliary = seen["features"] @ params["auxiliary"]["kernel"] + 1
     expected = jnp.mean(distillation.dual_head(seen["logits"], auxiliary, batch.teacher["logits"], batch.y))
     np.testing.assert_allclose(loss(params, batch, None), expected, rtol=1e-5)
