@@ -48,21 +48,25 @@ def run() -> list[dict[str, Any]]:
     return records
 
 
-def measured(precision: str, batch: int, updates: int, rounds: int) -> list[dict[str, Any]]:
+def subject(precision: str) -> consistency.Subject:
+    """The network and schedule of the cifar10 config, on random images."""
+    return consistency.prepared("cifar10 U-Net", "cifar10", (32, 32, 3), BATCH, UPDATES, ROUNDS, dtype=precision)
+
+
+def measured(subject: consistency.Subject, precision: str) -> list[dict[str, Any]]:
     """Of one precision, on the device that JAX has."""
-    label = f"cifar10, batch {batch}, {precision}"
-    subject = consistency.prepared("U-Net", "cifar10", (32, 32, 3), batch, updates, rounds, dtype=precision)
+    label = f"{subject.label}, batch {subject.config.batch_size}, {precision}"
     arithmetic = _arithmetic(subject)
-    calls: dict[str, Callable[[], Any]] = {"ours": consistency.looped(subject, updates)}
+    calls: dict[str, Callable[[], Any]] = {"ours": consistency.looped(subject, subject.updates)}
     if importlib.util.find_spec("torch") is None:
         print(consistency.NO_TORCH, file=sys.stderr)
     else:
         calls["PyTorch"] = _theirs(subject, precision)
-    first = {side: _first(f"{label}, {side}", call) for side, call in calls.items()}
-    seconds = seconds_in_turns(calls, rounds=rounds)
+    first = {side: _first(f"{label}, {side}", call, subject.updates) for side, call in calls.items()}
+    seconds = seconds_in_turns(calls, rounds=subject.rounds)
     records = []
     for side, values in seconds.items():
-        rate = updates / float(np.median(values))
+        rate = subject.updates / float(np.median(values))
         told = {
             "steps a second": (rate, "1/s"),
             "memory at most": (_memory(side) / 2**30, "GiB"),
@@ -82,12 +86,17 @@ def measured(precision: str, batch: int, updates: int, rounds: int) -> list[dict
     return records
 
 
-def _first(label: str, call: Callable[[], Any]) -> float:
-    """Seconds of a call that compiles, minutes on either side."""
+def _first(label: str, call: Callable[[], Any], updates: int) -> float:
+    """Seconds of a call that compiles, minutes on either side; the next one's are told, for whom the rest takes too long."""
     print(f"{label} compiles ...", file=sys.stderr, flush=True)
-    began = time.perf_counter()
-    call()
-    return time.perf_counter() - began
+    seconds = []
+    for _ in range(2):
+        began = time.perf_counter()
+        call()
+        seconds.append(time.perf_counter() - began)
+    rate = updates / seconds[1]
+    print(f"{label} compiled in {seconds[0]:.0f} s, then {rate:.3g} steps a second", file=sys.stderr, flush=True)
+    return seconds[0]
 
 
 def _arithmetic(subject: consistency.Subject) -> float:
@@ -138,5 +147,5 @@ def _peak(precision: str) -> float:
 
 if __name__ == "__main__":
     target, chosen = sys.argv[1:]
-    found = measured(chosen, BATCH, UPDATES, ROUNDS) if jax.default_backend() == "gpu" else []
+    found = measured(subject(chosen), chosen) if jax.default_backend() == "gpu" else []
     Path(target).write_text(json.dumps(found))
