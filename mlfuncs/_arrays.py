@@ -57,6 +57,20 @@ def squared_distances(rows: Array, points: Array) -> Array:
     return jnp.maximum(jnp.sum(rows**2, 1)[:, None] + jnp.sum(points**2, 1)[None, :] - 2 * cross, 0)
 
 
+@jax.custom_jvp
+def gram(x: Array) -> Array:
+    """[D, D] inner products of the columns of x [N, D], in full precision."""
+    return jnp.matmul(x.T, x, precision=jax.lax.Precision.HIGHEST)
+
+
+@gram.defjvp
+def _gram_derivative(values: tuple[Array], changes: tuple[Array]) -> tuple[Array, Array]:
+    (x,), (change,) = values, changes
+    # One product, not two: the result is symmetric.
+    half = jnp.matmul(x.T, change, precision=jax.lax.Precision.HIGHEST)
+    return gram(x), half + half.T
+
+
 def unit_vectors(x: Array, eps: float = 1e-12) -> Array:
     """`x` [..., D] over the norms of its last axis, or `eps` where that is larger: zeros stay zeros, gradients finite."""
     return x / jnp.maximum(safe_sqrt(jnp.sum(x**2, axis=-1, keepdims=True)), eps)

@@ -15,6 +15,7 @@ from mlfuncs.distillation import _rows
 KEYS = jax.random.split(jax.random.key(0), 3)
 STUDENT, TEACHERS = jax.random.normal(KEYS[0], (4, 5)), 2 * jax.random.normal(KEYS[1], (3, 4, 5))
 GATE = jax.nn.softmax(2 * jax.random.normal(KEYS[2], (4, 3)))
+MANY, MANY_GATES = jax.random.normal(KEYS[2], (11, 4, 5)), jax.nn.softmax(jax.random.normal(KEYS[0], (4, 11)))
 EACH = jnp.stack([distillation.kullback_leibler(STUDENT, teacher, temperature=4.0) for teacher in TEACHERS], axis=1)
 
 
@@ -50,6 +51,7 @@ def blended(student, gate, teachers, temperature):
     [
         (lambda z, t: distillation.mutual(z, temperature=t), mutual_of_pairs, (TEACHERS,), (3.0,)),
         (blended, blend_by_definition, (STUDENT, GATE), (TEACHERS, 3.0)),
+        (blended, blend_by_definition, (STUDENT, MANY_GATES), (MANY, 3.0)),
     ],
 )
 def test_derivatives_are_those_of_the_definition(monkeypatch, block, ours, plain, moving, fixed):
