@@ -1,12 +1,14 @@
 """Small array helpers that every room of the library shares."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax import Array
 from jax.typing import ArrayLike
+
+MOST_UNROLLED = 8  # slices of a short axis that one step of a loop over it takes
 
 
 def as_float(x: ArrayLike) -> Array:
@@ -55,6 +57,20 @@ def squared_distances(rows: Array, points: Array) -> Array:
     return jnp.maximum(jnp.sum(rows**2, 1)[:, None] + jnp.sum(points**2, 1)[None, :] - 2 * cross, 0)
 
 
+@jax.custom_jvp
+def gram(x: Array) -> Array:
+    """[D, D] inner products of the columns of x [N, D], in full precision."""
+    return jnp.matmul(x.T, x, precision=jax.lax.Precision.HIGHEST)
+
+
+@gram.defjvp
+def _gram_derivative(values: tuple[Array], changes: tuple[Array]) -> tuple[Array, Array]:
+    (x,), (change,) = values, changes
+    # One product, not two: the result is symmetric.
+    half = jnp.matmul(x.T, change, precision=jax.lax.Precision.HIGHEST)
+    return gram(x), half + half.T
+
+
 def unit_vectors(x: Array, eps: float = 1e-12) -> Array:
     """`x` [..., D] over the norms of its last axis, or `eps` where that is larger: zeros stay zeros, gradients finite."""
     return x / jnp.maximum(safe_sqrt(jnp.sum(x**2, axis=-1, keepdims=True)), eps)
@@ -72,6 +88,23 @@ def example_keys(key: Array, batch: int, axis_name: str | None = None) -> Array:
     if axis_name is not None:
         positions = positions + jax.lax.axis_index(axis_name) * batch
     return jax.vmap(jax.random.fold_in, in_axes=(None, 0))(key, positions)
+
+
+def sum_of_slices(function: Callable[..., Array], *arrays: Array) -> Array:
+    """The sum of `function` over slices along the first axis of `arrays`, at least one: for an axis that is short.
+
+    One pass over what follows that axis, on any device; a sum over the axis is ten times as slow in XLA on CPUs.
+    """
+    first, rest = (x[0] for x in arrays), tuple(x[1:] for x in arrays)
+    add = lambda total, slices: (total + function(*slices), None)  # noqa: E731
+    count = arrays[0].shape[0] - 1
+    return jax.lax.scan(add, function(*first), rest, unroll=max(1, min(count, MOST_UNROLLED)))[0]
+
+
+def map_slices(function: Callable[[Array], Array], x: Array) -> Array:
+    """`function` of every slice along the first axis of `x`, which is short, without what all slices at once would hold."""
+    unroll = max(1, min(x.shape[0], MOST_UNROLLED))
+    return jax.lax.scan(lambda _, part: (None, function(part)), None, x, unroll=unroll)[1]
 
 
 def gather_batch(x: Array, axis_name: str | None) -> Array:

@@ -8,6 +8,7 @@ import math
 import jax.numpy as jnp
 from jax import Array
 
+from mlfuncs._arrays import as_float, map_slices, sum_of_slices
 from mlfuncs.distillation._rows import at_label, log_probabilities, weighted, with_gradients
 
 NEAR = 0.7  # log-ratios below which the excess is summed as a series: its terms vanish fast and nothing cancels
@@ -64,6 +65,68 @@ def _kullback_leibler_in_q(z_p: Array, z_q: Array) -> Array:
 
 kullback_leibler_rows = with_gradients(_kullback_leibler, _kullback_leibler_in_p, _kullback_leibler_in_q)
 """KL(p || q) of p = softmax(z_p) and q = softmax(z_q)."""
+
+
+def _from_mean(values: Array) -> Array:
+    """[..., M, C]: what each of M models has above their mean, exactly 0 where all agree."""
+    apart = values - values[..., :1, :]
+    total = sum_of_slices(lambda x: x, jnp.moveaxis(apart, -2, 0))
+    return apart - total[..., None, :] / values.shape[-2]
+
+
+def _mutual_parts(z: Array) -> tuple[Array, Array, Array]:
+    """p and, from their means over models, p and log p; the last is not finite for a class that a model masks."""
+    log_p = log_probabilities(z)
+    p = jnp.exp(log_p)
+    return p, _from_mean(p), _from_mean(log_p)
+
+
+def _mutual(z: Array) -> Array:
+    p, p_apart, log_apart = _mutual_parts(z)
+    # A class that some model masks: infinite where another gives it mass, else nothing.
+    masked = jnp.where(p > 0, jnp.inf, p)
+    terms = jnp.where(jnp.isfinite(log_apart), p_apart * log_apart, masked)
+    return z.shape[-2] * jnp.sum(terms, axis=(-2, -1))
+
+
+def _mutual_in_z(z: Array) -> Array:
+    p, p_apart, log_apart = _mutual_parts(z)
+    return z.shape[-2] * (_centred(p, jnp.where(jnp.isfinite(log_apart), log_apart, 0.0)) + p_apart)
+
+
+mutual_rows = with_gradients(_mutual, _mutual_in_z)
+r"""The sum of KL(p_j || p_i) over all pairs of M models [..., M, C], p_m = softmax(z_m).
+
+With means over models it is :math:`M \sum_{m,c} (p_{mc} - \bar p_c) (\log p_{mc} - \overline{\log p}_c)`: no pair is formed.
+"""
+
+
+def _blend(gate: Array, teachers: Array) -> Array:
+    """[..., C] from [..., M] and [..., M, C]; a class that a teacher with weight masks is masked."""
+
+    def share(weight: Array, z: Array) -> Array:
+        weight = weight[..., None]
+        return jnp.where(jnp.isneginf(z), jnp.where(weight > 0, -jnp.inf, weight), weight * z)
+
+    return sum_of_slices(share, jnp.moveaxis(gate, -1, 0), jnp.moveaxis(as_float(teachers), -2, 0))
+
+
+def _blended_in_gate(z_q: Array, gate: Array, teachers: Array) -> Array:
+    slope = _kullback_leibler_in_p(_blend(gate, teachers), z_q)
+
+    # Teacher by teacher: products of all at once would be written out on CPUs.
+    def of_one(z: Array) -> Array:
+        return jnp.sum(jnp.where(jnp.isneginf(z), 0.0, slope * z), axis=-1)
+
+    return jnp.moveaxis(map_slices(of_one, jnp.moveaxis(as_float(teachers), -2, 0)), 0, -1)
+
+
+blended_rows = with_gradients(
+    lambda z_q, gate, teachers: _kullback_leibler(_blend(gate, teachers), z_q),
+    lambda z_q, gate, teachers: _kullback_leibler_in_q(_blend(gate, teachers), z_q),
+    _blended_in_gate,
+)
+"""KL(p || q) of p = softmax(sum_m gate_m teachers_m), q = softmax(z_q); no derivative in the teachers [..., M, C]."""
 
 
 def _to_mixture(z_q: Array, z_p: Array, mixture: Array) -> tuple[Array, Array, Array, Array]:

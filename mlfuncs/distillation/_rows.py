@@ -93,7 +93,7 @@ def weighted(weight: ArrayLike, value: Array) -> Array:
 
 def with_gradients(value: Callable[..., Array], *gradients: Callable[..., Array]) -> Callable[..., Array]:
     """`value` [...] of arrays [..., C] and scalars, with its derivatives given: gradients[k](*arguments) is that of each row
-    in argument k, shaped like it ([...] for a scalar). Arguments after them have none.
+    in argument k, shaped like it ([...] for a scalar). Rows may have more axes than one. Arguments after them have none.
     """
     function = jax.custom_jvp(value)
 
@@ -103,7 +103,7 @@ def with_gradients(value: Callable[..., Array], *gradients: Callable[..., Array]
         for gradient, tangent in zip(gradients, tangents, strict=False):
             if not isinstance(tangent, SymbolicZero):
                 product = gradient(*arguments) * tangent
-                change += jnp.sum(product, axis=-1) if product.ndim > result.ndim else product
+                change += jnp.sum(product, axis=tuple(range(result.ndim, product.ndim)))
         return result, change.astype(result.dtype)
 
     function.defjvp(rule, symbolic_zeros=True)

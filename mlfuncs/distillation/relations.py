@@ -9,7 +9,7 @@ from jax import Array
 from jax.typing import ArrayLike
 
 from mlfuncs import _checks
-from mlfuncs._arrays import as_float, gather_batch, safe_sqrt, sum_over
+from mlfuncs._arrays import as_float, gather_batch, gram, safe_sqrt, sum_over
 from mlfuncs.distillation._rows import over_rows
 from mlfuncs.distillation.logits import kullback_leibler
 
@@ -27,10 +27,10 @@ def check_relations(first: tuple[str, ArrayLike], second: tuple[str, ArrayLike],
     _checks.positive("eps", eps)
 
 
-def _unit_rows(gram: Array, eps: ArrayLike) -> Array:
+def _unit_rows(relation: Array, eps: ArrayLike) -> Array:
     """Rows over their norm, or over `eps` where that is larger."""
-    norm = safe_sqrt(jnp.sum(gram**2, axis=-1, keepdims=True))
-    return gram / jnp.maximum(norm, jnp.maximum(eps, TINY))
+    norm = safe_sqrt(jnp.sum(relation**2, axis=-1, keepdims=True))
+    return relation / jnp.maximum(norm, jnp.maximum(eps, TINY))
 
 
 def _scale(features: Array, axes: tuple[int, ...] | None) -> Array:
@@ -46,8 +46,11 @@ def relation_distance(first: Array, second: Array, eps: float, axis_name: str | 
         here = features.reshape(features.shape[0], -1)
         everyone = gather_batch(here, axis_name)
         scale = _scale(everyone, None)
-        gram = jnp.matmul(here / scale, (everyone / scale).T, precision=jax.lax.Precision.HIGHEST)
-        return _unit_rows(gram, eps / scale / scale)
+        if axis_name is None:
+            relation = gram((here / scale).T)
+        else:
+            relation = jnp.matmul(here / scale, (everyone / scale).T, precision=jax.lax.Precision.HIGHEST)
+        return _unit_rows(relation, eps / scale / scale)
 
     difference = relations(as_float(first)) - relations(as_float(second))
     return sum_over(jnp.sum(difference**2), axis_name) / difference.shape[1] ** 2
@@ -120,9 +123,7 @@ def channel_correlation(student_features: ArrayLike, teacher_features: ArrayLike
     def correlations(features: ArrayLike) -> Array:
         x = as_float(features).reshape(np.shape(features)[0], -1, np.shape(features)[-1])
         scale = _scale(x, (1, 2))
-        x = x / scale
-        gram = jnp.einsum("npk,npl->nkl", x, x, precision=jax.lax.Precision.HIGHEST)
-        return _unit_rows(gram, eps / scale / scale)
+        return _unit_rows(jax.vmap(gram)(x / scale), eps / scale / scale)
 
     difference = correlations(student_features) - jax.lax.stop_gradient(correlations(teacher_features))
     return jnp.sum(difference**2, axis=(1, 2)) / difference.shape[-1]

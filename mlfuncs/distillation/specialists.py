@@ -8,7 +8,8 @@ from jax.typing import ArrayLike
 
 from mlfuncs import _checks
 from mlfuncs._arrays import as_float, safe_sqrt, sum_over
-from mlfuncs.distillation._rows import check_classes, check_temperature
+from mlfuncs.distillation._divergences import blended_rows, mutual_rows
+from mlfuncs.distillation._rows import check_classes, check_temperature, over_rows, scaled
 from mlfuncs.distillation.logits import kullback_leibler
 
 LEAST_SHARE = 1e-12  # of the gate's mass, below which a teacher counts as this
@@ -24,7 +25,8 @@ def mutual(logits: ArrayLike, *, temperature: ArrayLike = 4.0) -> Array:
       temperature: T > 0, a scalar (may be traced). Default 4, the paper's.
 
     Returns:
-      [B] values >= 0, in at least float32; 0 for one model. The caller adds the models' cross-entropies.
+      [B] values >= 0, in at least float32; 0 for one model. A class that every model masks with -inf adds nothing, one that
+      only some mask gives infinity. The caller adds the models' cross-entropies.
 
     Raises:
       ValueError: not three axes, no model or class, or T <= 0.
@@ -39,12 +41,10 @@ def mutual(logits: ArrayLike, *, temperature: ArrayLike = 4.0) -> Array:
     z = jnp.asarray(logits)
     if z.shape[0] == 0:
         raise ValueError(f"logits must hold at least one model, got shape {z.shape}")
-    # All pairs at one distance at a time: as much memory as the logits, not M times that.
-    total = jnp.zeros(z.shape[1], jnp.promote_types(z.dtype, jnp.float32))
-    for distance in range(1, z.shape[0]):
-        pairs = kullback_leibler(z, jnp.roll(z, distance, axis=0), temperature=temperature)
-        total = total + jnp.sum(pairs, axis=0)
-    return total
+    total = over_rows(
+        lambda models: mutual_rows(scaled(models, temperature)), jnp.moveaxis(z, 0, 1), axes=1, held=z[0].size
+    )
+    return jnp.multiply(temperature, temperature * total)
 
 
 def _check_gate(student: ArrayLike, teachers: ArrayLike, gate: ArrayLike) -> tuple[Array, Array, Array]:
@@ -136,11 +136,13 @@ def blended_teachers(
       Li et al., arXiv:2507.07015.
     """
     student, teachers, gate = _check_gate(student_logits, teacher_logits, gate_probabilities)
-    share = gate.T[:, :, None]
-    masked = jnp.isneginf(teachers)
-    blend = jnp.sum(share * jnp.where(masked, 0.0, as_float(teachers)), axis=0)
-    blend = jnp.where(jnp.any(masked & (share > 0), axis=0), -jnp.inf, blend)
-    return kullback_leibler(student.astype(blend.dtype), blend, temperature=temperature)
+    divergence = over_rows(
+        lambda s, pi, z: blended_rows(scaled(s, temperature), pi / temperature, z),
+        student,
+        gate,
+        jnp.moveaxis(teachers, 0, 1),
+    )
+    return jnp.multiply(temperature, temperature * divergence)
 
 
 def load_balance(gate_probabilities: ArrayLike, *, mode: str = "kl", axis_name: str | None = None) -> Array:

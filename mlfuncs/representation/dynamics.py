@@ -7,13 +7,44 @@ from jax import Array
 from jax.typing import ArrayLike
 
 from mlfuncs import _checks
-from mlfuncs._arrays import as_float, example_noise, sum_over, unit_vectors
+from mlfuncs._arrays import as_float, example_noise, gram, sum_of_slices, sum_over, unit_vectors
 
 
 def _check_views(name: str, value: ArrayLike) -> None:
     _checks.rank(name, value, 3)
     if np.size(value) == 0:
         raise ValueError(f"{name} must hold at least one view, image and feature, got shape {np.shape(value)}")
+
+
+def _check_directions(directions: ArrayLike, embeddings: ArrayLike) -> None:
+    if np.shape(directions) != np.shape(embeddings)[1:]:
+        raise ValueError(
+            f"directions must have shape {np.shape(embeddings)[1:]}, one an image, got {np.shape(directions)}"
+        )
+
+
+def _mean_of_views(x: Array) -> Array:
+    return sum_of_slices(lambda view: view, x) / x.shape[0]
+
+
+def _attraction(mean: Array, target: ArrayLike) -> Array:
+    """[B]: of the mean [B, D] of an image's views to the direction of its target views."""
+    views = unit_vectors(jax.lax.stop_gradient(as_float(target)))
+    return 2 - 2 * jnp.sum(mean * unit_vectors(_mean_of_views(views)), axis=-1)
+
+
+def _drift(mean: Array, directions: ArrayLike) -> Array:
+    return jnp.sum(mean * unit_vectors(jax.lax.stop_gradient(as_float(directions))), axis=-1)
+
+
+def _dispersion(z: Array, axis_name: str | None) -> Array:
+    """Of unit rows [N, D]."""
+    rows, features = z.shape
+    if axis_name is None and rows < features:
+        # The smaller Gram matrix has the same singular values, but for features - rows zeros.
+        return jnp.sum((gram(z.T) / rows - jnp.eye(rows) / features) ** 2) + (features - rows) / features**2
+    moment = sum_over(gram(z), axis_name) / sum_over(rows, axis_name)
+    return jnp.sum((moment - jnp.eye(features) / features) ** 2)
 
 
 def centroid_attraction(online: ArrayLike, target: ArrayLike, *, normalise_online_centroid: bool = False) -> Array:
@@ -39,12 +70,10 @@ def centroid_attraction(online: ArrayLike, target: ArrayLike, *, normalise_onlin
     """
     _check_views("online", online)
     _checks.same_shape("online", online, "target", target)
-    views = unit_vectors(jax.lax.stop_gradient(as_float(target)))
-    centroid = unit_vectors(jnp.mean(views, axis=0))
-    mean = jnp.mean(unit_vectors(as_float(online)), axis=0)
+    mean = _mean_of_views(unit_vectors(as_float(online)))
     if normalise_online_centroid:
         mean = unit_vectors(mean)
-    return 2 - 2 * jnp.sum(mean * centroid, axis=-1)
+    return _attraction(mean, target)
 
 
 def random_directions(key: Array, num: int, dim: int, *, axis_name: str | None = None) -> Array:
@@ -91,12 +120,8 @@ def brownian_drift(embeddings: ArrayLike, directions: ArrayLike) -> Array:
       Moon et al., arXiv:2207.03552.
     """
     _check_views("embeddings", embeddings)
-    if np.shape(directions) != np.shape(embeddings)[1:]:
-        raise ValueError(
-            f"directions must have shape {np.shape(embeddings)[1:]}, one an image, got {np.shape(directions)}"
-        )
-    mean = jnp.mean(unit_vectors(as_float(embeddings)), axis=0)
-    return jnp.sum(mean * unit_vectors(jax.lax.stop_gradient(as_float(directions))), axis=-1)
+    _check_directions(directions, embeddings)
+    return _drift(_mean_of_views(unit_vectors(as_float(embeddings))), directions)
 
 
 def singular_value_dispersion(embeddings: ArrayLike, *, axis_name: str | None = None) -> Array:
@@ -123,15 +148,7 @@ def singular_value_dispersion(embeddings: ArrayLike, *, axis_name: str | None = 
     _checks.rank("embeddings", embeddings, 2)
     if np.size(embeddings) == 0:
         raise ValueError(f"embeddings must hold at least one row and feature, got shape {np.shape(embeddings)}")
-    z = unit_vectors(as_float(embeddings))
-    rows, features = z.shape
-    highest = jax.lax.Precision.HIGHEST
-    if axis_name is None and rows < features:
-        # The smaller Gram matrix has the same singular values, but for features - rows zeros.
-        gram = jnp.matmul(z, z.T, precision=highest) / rows
-        return jnp.sum((gram - jnp.eye(rows) / features) ** 2) + (features - rows) / features**2
-    moment = sum_over(jnp.matmul(z.T, z, precision=highest), axis_name) / sum_over(rows, axis_name)
-    return jnp.sum((moment - jnp.eye(features) / features) ** 2)
+    return _dispersion(unit_vectors(as_float(embeddings)), axis_name)
 
 
 def embedding_dynamics(
@@ -169,7 +186,12 @@ def embedding_dynamics(
         _checks.rank(name, weight, 0)
         if _checks.is_concrete(weight) and not 0 <= float(np.asarray(weight, np.float64)) < np.inf:
             raise ValueError(f"{name} must be a finite number >= 0, got {weight!r}")
-    attraction = centroid_attraction(online, target)
-    drift = brownian_drift(online, directions)
-    dispersion = singular_value_dispersion(jnp.reshape(online, (-1, np.shape(online)[-1])), axis_name=axis_name)
+    _check_views("online", online)
+    _checks.same_shape("online", online, "target", target)
+    _check_directions(directions, online)
+    # The three terms share unit vectors and their mean.
+    z = unit_vectors(as_float(online))
+    mean = _mean_of_views(z)
+    attraction, drift = _attraction(mean, target), _drift(mean, directions)
+    dispersion = _dispersion(z.reshape(-1, z.shape[-1]), axis_name)
     return attraction + as_float(brownian_weight) * drift + as_float(singular_weight) * dispersion

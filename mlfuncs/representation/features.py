@@ -7,7 +7,7 @@ from jax import Array
 from jax.typing import ArrayLike
 
 from mlfuncs import _checks
-from mlfuncs._arrays import as_float, gather_batch, safe_sqrt, squared_distances, sum_over, unit_vectors
+from mlfuncs._arrays import as_float, gather_batch, gram, safe_sqrt, squared_distances, sum_over, unit_vectors
 
 BLOCK = 512  # rows of a distance matrix held at once
 
@@ -195,10 +195,10 @@ def centered_kernel_alignment(first: ArrayLike, second: ArrayLike, *, axis_name:
     x, y = centred(first), centred(second)
     if x.shape[1] * y.shape[1] > count**2:
         x, y = gather_batch(x, axis_name), gather_batch(y, axis_name)
-        gram_x, gram_y = _product(x, x.T), _product(y, y.T)
+        gram_x, gram_y = gram(x.T), gram(y.T)
         cross = jnp.sum(gram_x * gram_y)
     else:
-        gram_x, gram_y = (sum_over(_product(z.T, z), axis_name) for z in (x, y))
+        gram_x, gram_y = (sum_over(gram(z), axis_name) for z in (x, y))
         cross = jnp.sum(sum_over(_product(y.T, x), axis_name) ** 2)
     norms = safe_sqrt(jnp.sum(gram_x**2)) * safe_sqrt(jnp.sum(gram_y**2))
     return cross / jnp.where(norms <= 0, 1.0, norms)

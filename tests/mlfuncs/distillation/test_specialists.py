@@ -2,6 +2,7 @@
 
 from functools import partial
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,10 +10,12 @@ import pytest
 from jax.sharding import PartitionSpec as P
 
 from mlfuncs import distillation
+from mlfuncs.distillation import _rows
 
 KEYS = jax.random.split(jax.random.key(0), 3)
 STUDENT, TEACHERS = jax.random.normal(KEYS[0], (4, 5)), 2 * jax.random.normal(KEYS[1], (3, 4, 5))
 GATE = jax.nn.softmax(2 * jax.random.normal(KEYS[2], (4, 3)))
+MANY, MANY_GATES = jax.random.normal(KEYS[2], (11, 4, 5)), jax.nn.softmax(jax.random.normal(KEYS[0], (4, 11)))
 EACH = jnp.stack([distillation.kullback_leibler(STUDENT, teacher, temperature=4.0) for teacher in TEACHERS], axis=1)
 
 
@@ -24,6 +27,83 @@ def test_mutual_is_the_sum_over_ordered_pairs():
     np.testing.assert_array_equal(distillation.mutual(jnp.stack([STUDENT] * 4)), jnp.zeros(4))
     gradient = jax.grad(lambda z: distillation.mutual(z).sum())(TEACHERS)
     assert np.all(np.abs(np.asarray(gradient)).max(axis=(1, 2)) > 0)  # every model moves
+
+
+def mutual_of_pairs(z, temperature):
+    log_p = jax.nn.log_softmax(z / temperature)
+    gaps = jnp.where(jnp.isneginf(log_p)[:, None], 0.0, log_p[:, None] - log_p[None])
+    return temperature**2 * jnp.sum(jnp.exp(log_p)[:, None] * gaps, axis=(0, 1, 3))
+
+
+def blend_by_definition(student, gate, teachers, temperature):
+    blend = jnp.einsum("bm,mbc->bc", gate, teachers)
+    log_p, log_q = jax.nn.log_softmax(blend / temperature), jax.nn.log_softmax(student / temperature)
+    return temperature**2 * jnp.sum(jnp.exp(log_p) * (log_p - log_q), axis=-1)
+
+
+def blended(student, gate, teachers, temperature):
+    return distillation.blended_teachers(student, teachers, gate, temperature=temperature)
+
+
+@pytest.mark.parametrize("block", [2**20, 8])  # whole, and a row or two at a time
+@pytest.mark.parametrize(
+    ("ours", "plain", "moving", "fixed"),
+    [
+        (lambda z, t: distillation.mutual(z, temperature=t), mutual_of_pairs, (TEACHERS,), (3.0,)),
+        (blended, blend_by_definition, (STUDENT, GATE), (TEACHERS, 3.0)),
+        (blended, blend_by_definition, (STUDENT, MANY_GATES), (MANY, 3.0)),
+    ],
+)
+def test_derivatives_are_those_of_the_definition(monkeypatch, block, ours, plain, moving, fixed):
+    monkeypatch.setattr(_rows, "BLOCK", block)
+    weights = jnp.arange(1.0, 5.0)
+    along = tuple(jnp.cos(3.0 * x) for x in moving)
+    temperature = jnp.asarray(fixed[-1])
+
+    def derivatives(loss):
+        total = lambda *x: (weights * loss(*x, *fixed)).sum()  # noqa: E731
+        slopes = jax.grad(total, argnums=tuple(range(len(moving))))
+        forward = jax.jvp(total, moving, along)[1]
+        in_temperature = jax.grad(lambda t: (weights * loss(*moving, *fixed[:-1], t)).sum())(temperature)
+        return slopes(*moving), forward, jax.jvp(slopes, moving, along)[1], in_temperature
+
+    chex.assert_trees_all_close(
+        jax.jit(lambda: derivatives(ours))(), jax.jit(lambda: derivatives(plain))(), rtol=1e-3, atol=1e-4
+    )
+
+
+def test_mutual_of_masked_classes_and_low_precision():
+    masked = TEACHERS.at[:, :, 2].set(-jnp.inf)
+    value, gradient = jax.value_and_grad(lambda z: distillation.mutual(z).sum())(masked)
+    rest = np.array([0, 1, 3, 4])
+    without, its_gradient = jax.value_and_grad(lambda z: distillation.mutual(z).sum())(TEACHERS[:, :, rest])
+    np.testing.assert_allclose(value, without, rtol=1e-5)
+    np.testing.assert_allclose(gradient[:, :, rest], its_gradient, rtol=1e-4, atol=1e-6)
+    np.testing.assert_array_equal(gradient[:, :, 2], 0)
+    # Masked by one model alone: infinite, as its divergence is; NaN stays in its example.
+    value = distillation.mutual(TEACHERS.at[1, 0, 2].set(-jnp.inf).at[2, 3, 1].set(jnp.nan))
+    assert np.isposinf(value[0])
+    assert np.isnan(value[3])
+    np.testing.assert_allclose(value[1:3], distillation.mutual(TEACHERS)[1:3], rtol=1e-6)
+    np.testing.assert_array_equal(distillation.mutual(jnp.full((3, 2, 4), -jnp.inf)), jnp.zeros(2))
+    # Near one another, to second order: M times the variance of the logits under p.
+    near = distillation.mutual(STUDENT + 1e-2 * TEACHERS, temperature=1.0)
+    p = jax.nn.softmax(STUDENT)
+    apart = 1e-2 * (TEACHERS - TEACHERS.mean(0))
+    expected = 3 * jnp.sum((p * apart**2).sum(-1) - (p * apart).sum(-1) ** 2, axis=0)
+    np.testing.assert_allclose(near, expected, rtol=0.05)
+    half = TEACHERS.astype(jnp.bfloat16)
+    value, gradient = jax.value_and_grad(lambda z: distillation.mutual(z).sum())(half)
+    assert (value.dtype, gradient.dtype) == (jnp.float32, jnp.bfloat16)
+    np.testing.assert_allclose(value, distillation.mutual(half.astype(jnp.float32)).sum(), rtol=1e-6)
+
+
+def test_blended_teachers_in_low_precision_pass_nan_of_the_gate():
+    half = TEACHERS.astype(jnp.bfloat16)
+    value = blended(STUDENT, GATE, half, 2.0)
+    np.testing.assert_allclose(value, blended(STUDENT, GATE, half.astype(jnp.float32), 2.0), rtol=1e-6)
+    masked = TEACHERS.at[0, 1, 2].set(-jnp.inf)
+    assert np.isnan(blended(STUDENT, GATE.at[1, 0].set(jnp.nan), masked, 2.0)[1])
 
 
 def test_each_example_has_its_own_teachers():

@@ -2,6 +2,7 @@
 
 from functools import partial
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -48,6 +49,32 @@ def test_invariances():
         np.testing.assert_allclose(loss(*others), value, rtol=1e-4, atol=1e-5)
     order = RANDOM.permutation(8)
     np.testing.assert_allclose(loss(ONLINE[:, order], TARGET[:, order], DIRECTIONS[order]), value[order], rtol=1e-4)
+
+
+def by_definition(online, target, directions):
+    u = lambda x: x / jnp.linalg.norm(x, axis=-1, keepdims=True)  # noqa: E731
+    mean, rows = u(online).mean(0), u(online).reshape(-1, online.shape[-1])
+    forces = 2 - 2 * (mean * u(u(target).mean(0))).sum(-1) + 0.1 * (mean * u(directions)).sum(-1)
+    return forces + jnp.sum((rows.T @ rows / len(rows) - jnp.eye(rows.shape[1]) / rows.shape[1]) ** 2)
+
+
+@pytest.mark.parametrize(("views", "features"), [(1, 12), (2, 4), (11, 4)])  # fewer rows than features; many views
+def test_derivatives_are_those_of_the_definition(views, features):
+    shapes = ((views, 8, features), (views, 8, features), (8, features))
+    online, target, directions = (RANDOM.normal(size=shape).astype(np.float32) for shape in shapes)
+    along, weights = jnp.cos(3 * online), jnp.arange(1.0, 9.0)
+
+    def derivatives(loss):
+        total = lambda z: (weights * loss(z, target, directions)).sum()  # noqa: E731
+        slope = jax.grad(total)
+        return total(online), slope(online), jax.jvp(total, (online,), (along,)), jax.jvp(slope, (online,), (along,))
+
+    ours = jax.jit(lambda: derivatives(representation.embedding_dynamics))()
+    chex.assert_trees_all_close(ours, jax.jit(lambda: derivatives(by_definition))(), rtol=1e-3, atol=1e-4)
+    slope = jax.grad(lambda z: representation.embedding_dynamics(z, target, directions).sum())
+    low = slope(jnp.asarray(online, jnp.bfloat16))
+    assert low.dtype == jnp.bfloat16
+    np.testing.assert_allclose(low.astype(jnp.float32), slope(online), rtol=0.05, atol=0.1)
 
 
 def test_drift_is_shared_by_views_and_has_mean_zero():
