@@ -7,6 +7,7 @@ subjects: consistency, distillation, dropout, features, few_step, scale
 
 import importlib
 import json
+import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,8 @@ SUBJECTS = ("consistency", "distillation", "dropout", "features", "few_step", "s
 
 
 def main() -> None:
+    # PyTorch needs its share of a GPU.
+    os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
     options = [argument for argument in sys.argv[1:] if argument.startswith("-")]
     subjects = [argument for argument in sys.argv[1:] if not argument.startswith("-")]
     out = None

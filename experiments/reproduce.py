@@ -8,7 +8,7 @@ usage: python -m experiments.reproduce --config=configs/papers/NAME.py [--workdi
   --workdir   folder of results.json, table.md and figure.png (default: runs/papers/NAME; with --all the folder of those)
   --smoke     tiny sizes, one seed, no verdict: does it run? (default workdir: runs/smoke/NAME)
   --all       the whole catalogue; --only narrows it to rooms of the library (dropout, privacy, ...) or to papers
-  --workers   processes that share the papers of --all --smoke (default: one a core, with an accelerator one in all)
+  --workers   processes that share the papers of --all --smoke (default: one a core up to 8, with an accelerator one in all)
   --list      prints the catalogue, with the verdicts of the last full run
   --table     prints and draws the tables that papers share, such as all objectives of distillation in one setting, from
               results in DIR (default: runs/papers) or, where it has none, in docs/results; runs nothing
@@ -25,6 +25,7 @@ from ml_collections import config_flags
 from experiments.engine import command_line, compiling, workers
 from experiments.engine.errors import UserError
 
+MOST_WORKERS = 8  # unless more are asked for: each takes a gigabyte or so
 _CONFIG = command_line.define_config()
 _WORKDIR = flags.DEFINE_string("workdir", "", "folder of the results")
 _SMOKE = flags.DEFINE_boolean("smoke", False, "tiny sizes, one seed, no verdict")
@@ -97,7 +98,7 @@ def _workers() -> int:
     import jax
 
     if jax.default_backend() == "cpu":
-        return given or workers.cores()
+        return given or min(workers.cores(), MOST_WORKERS)
     if given is None:
         return 1
     raise UserError(f"--workers={given} is for the CPU (JAX_PLATFORMS=cpu): one process takes all of an accelerator")

@@ -36,15 +36,17 @@ AGREEMENT = 1e-3  # of the losses of both sides, relative
 
 def run() -> list[dict[str, Any]]:
     """Records of every precision; none where there is no GPU."""
-    records = []
+    records: list[dict[str, Any]] = []
     for precision in PRECISIONS:
         with tempfile.TemporaryDirectory() as folder:
             out = Path(folder) / "records.json"
-            # PyTorch needs its share of the memory.
             variables = {**os.environ, "XLA_PYTHON_CLIENT_PREALLOCATE": "false"}
             command = [sys.executable, "-m", "experiments.benchmarks.accelerator", str(out), precision]
             subprocess.run(command, cwd=ROOT, env=variables, check=True)
-            records += json.loads(out.read_text())
+            found = json.loads(out.read_text())
+        if not found:
+            break
+        records += found
     return records
 
 

@@ -146,7 +146,7 @@ def run() -> list[dict[str, Any]]:
     if not with_torch:
         print(NO_TORCH)
     records = []
-    # As PyTorch multiplies by default; elsewhere than on a GPU it changes nothing.
+    # As PyTorch multiplies by default; a CPU knows nothing else.
     with jax.default_matmul_precision("highest"):
         for rows, classes in SIZES:
             at = given(rows, classes)

@@ -219,7 +219,7 @@ def run() -> list[dict[str, Any]]:
     with_torch = importlib.util.find_spec("torch") is not None
     if not with_torch:
         print(NO_TORCH)
-    # As PyTorch multiplies by default; elsewhere than on a GPU it changes nothing.
+    # As PyTorch multiplies by default; a CPU knows nothing else.
     with jax.default_matmul_precision("highest"):
         records = [_record(name, case, with_torch) for name, case in cases().items()]
         if with_torch:

@@ -11,7 +11,7 @@ SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
 class Stopped(Exception):
-    """The run was asked to stop and has saved its state; the message says how to go on."""
+    """The program was asked to stop, and what is to be kept is kept; the message says how to go on."""
 
     def __init__(self, message: str, number: int):
         super().__init__(message)

@@ -116,7 +116,8 @@ def _death(code: int) -> str:
     if code >= 0:
         return f"its worker process ended with exit code {code}"
     guess = ", as when memory runs out" if -code == signal.SIGKILL else ""
-    return f"its worker process was killed by {signal.Signals(-code).name}{guess}"
+    known = -code in {number.value for number in signal.Signals}
+    return f"its worker process was killed by {signal.Signals(-code).name if known else f'signal {-code}'}{guess}"
 
 
 def _serve(

@@ -35,7 +35,8 @@ def _discounted_in_pairs(weights: Array, tails: Array) -> Array:
         return before[0] * after[0], before[1] * after[0] + after[1]
 
     falls = _falls(tails, jnp.concatenate([tails[..., :1], tails[..., :-1]], axis=-1))
-    return jax.lax.associative_scan(join, (falls, weights), axis=-1)[1]
+    # The first fall, which is that of nothing, tells of a NaN alone.
+    return jax.lax.associative_scan(join, (falls, weights + 0 * falls), axis=-1)[1]
 
 
 def _tails_in_steps(scores: Array) -> Array:

@@ -56,7 +56,12 @@ def check_labels(labels: ArrayLike, leading: tuple[int, ...], classes: int) -> A
 
 def scaled(logits: Array, temperature: ArrayLike) -> Array:
     """logits / T in at least float32."""
-    return as_float(logits) / temperature
+    x = as_float(logits)
+    if _checks.is_concrete(temperature):
+        return x / temperature
+    # T changes nothing of a masked class: infinity stays out of the derivative in it.
+    masked = jnp.isneginf(x)
+    return jnp.where(masked, x, jnp.where(masked, 0.0, x) / temperature)
 
 
 def normalizers(logits: Array, temperature: ArrayLike = 1.0) -> tuple[Array, Array]:
@@ -111,7 +116,7 @@ def with_gradients(value: Callable[..., Array], *gradients: Callable[..., Array]
 
 
 def block() -> int:
-    """How many values are held in float32 at once."""
+    """How many values are held in float32 at once: by the kind of JAX's default device, and no number depends on it."""
     return BLOCK if jax.default_backend() == "cpu" else ON_ACCELERATORS * BLOCK
 
 
@@ -142,7 +147,7 @@ def over_rows(
 
     def mapped(constants: list[Array], *arrays: Array) -> Array:
         whole = tuple(_split(x, axes, blocks) for x in arrays)
-        block = jax.checkpoint(lambda index: closed(*_block(whole, index), *constants))
+        block = jax.checkpoint(lambda index: closed(*block_at(whole, index), *constants))
         return _join(jnp.moveaxis(jax.lax.map(block, jnp.arange(blocks)), 0, 1), arrays[0].shape[:axes])
 
     result = jax.eval_shape(mapped, constants, *arrays)
@@ -186,8 +191,9 @@ def _join(x: Array, leading: tuple[int, ...]) -> Array:
     return x[: math.prod(leading)].reshape(*leading, *x.shape[1:])
 
 
-def _block(whole: tuple[Array, ...], index: Array) -> tuple[Array, ...]:
-    # Without the barrier the conversion to float32 moves out of the loop, to all rows at once.
+def block_at(whole: tuple[Array, ...], index: Array) -> tuple[Array, ...]:
+    """The slices at a place of the second axis."""
+    # Without the barrier the conversion to float32 moves out of the loop, to the whole at once.
     held, index = jax.lax.optimization_barrier((whole, index))
     return tuple(jax.lax.dynamic_index_in_dim(x, index, 1, keepdims=False) for x in held)
 
@@ -198,7 +204,7 @@ def _values_and_gradients(
     """[n, blocks] values, one a row, and the derivative of each in its row of the `moving` arrays, in the shapes given."""
 
     def block(gradients: dict[int, Array], index: Array) -> tuple[dict[int, Array], Array]:
-        taken = dict(enumerate(_block(whole, index)))
+        taken = dict(enumerate(block_at(whole, index)))
         value, back = jax.vjp(
             lambda moved: function(*(taken | moved).values()), {k: x for k, x in taken.items() if k in moving}
         )

@@ -13,7 +13,15 @@ from jax.typing import ArrayLike
 from mlfuncs import _checks, transport
 from mlfuncs._arrays import as_float, float_dtype, gather_batch, safe_sqrt, sum_over, vary_with
 from mlfuncs.distillation import _rows
-from mlfuncs.distillation._rows import check_pair, check_temperature, normalizers, over_rows, pieces
+from mlfuncs.distillation._rows import (
+    block_at,
+    check_pair,
+    check_temperature,
+    normalizers,
+    over_rows,
+    pieces,
+    scaled,
+)
 
 ROWS_AT_ONCE = 8  # of a matrix of distances
 CORRELATION_EPSILON = 1e-8  # of the official code, in the denominator
@@ -38,7 +46,7 @@ def _row_normalizers(logits: Array, temperature: ArrayLike) -> tuple[Array, Arra
 
 
 def _probabilities(chunk: Array, temperature: ArrayLike, normalizer: tuple[Array, Array]) -> Array:
-    return jnp.exp((as_float(chunk) / temperature - normalizer[0]) - normalizer[1])
+    return jnp.exp((scaled(chunk, temperature) - normalizer[0]) - normalizer[1])
 
 
 def _chunk_width(logits: Array) -> int:
@@ -57,11 +65,8 @@ def _in_chunks(width: int, *arrays: Array) -> tuple[Array, ...]:
 
 def _chunk(index: Array, whole: tuple[Array, ...], classes: int) -> tuple[tuple[Array, ...], Array]:
     """The chunks at a place, and which of their classes there are."""
-    # Without the barrier the conversion to float32 moves out of the loop, to all classes at once.
-    held, index = jax.lax.optimization_barrier((whole, index))
-    taken = tuple(jax.lax.dynamic_index_in_dim(x, index, 1, keepdims=False) for x in held)
     width = whole[0].shape[2]
-    return taken, index * width + jnp.arange(width) < classes
+    return block_at(whole, index), index * width + jnp.arange(width) < classes
 
 
 def _over_class_chunks(add: Callable[..., Any], start: Any, width: int, *arrays: Array) -> Any:
@@ -221,13 +226,9 @@ class _Softened(NamedTuple):
         found = [_row_normalizers(x, temperature) for x in pair]
         return _Softened(found, means, temperature, sums, sums(pair[0].shape[0]))
 
-    def probabilities(self, chunks: tuple[Array, ...], valid: Array) -> list[Array]:
-        def of_side(chunk: Array, normalizer: tuple[Array, Array]) -> Array:
-            # Infinity stays out of the derivative in the temperature.
-            probabilities = _probabilities(jnp.where(valid, chunk, 0), self.temperature, normalizer)
-            return jnp.where(valid, probabilities, 0.0)
-
-        return [of_side(x, normalizer) for x, normalizer in zip(chunks, self.normalizers, strict=True)]
+    def probabilities(self, chunks: tuple[Array, ...]) -> list[Array]:
+        pairs = zip(chunks, self.normalizers, strict=True)
+        return [_probabilities(x, self.temperature, normalizer) for x, normalizer in pairs]
 
     def rows(self, pair: list[Array], valid: Array) -> list[Array]:
         return [jnp.where(valid, x - mean, 0.0) for x, mean in zip(pair, self.row_means, strict=True)]
@@ -244,7 +245,7 @@ def _correlation_totals(softened: _Softened, pair: tuple[Array, Array], *, pulle
     here = pair[0].shape[0]
 
     def add(total: tuple[Array, ...], chunks: tuple[Array, ...], valid: Array) -> tuple[Array, ...]:
-        both = softened.probabilities(chunks, valid)
+        both = softened.probabilities(chunks)
         columns, moments = softened.columns(both)
         rows = softened.rows(both, valid)
         found = (total[0] + _moments(rows[0], rows[1], 1), total[1] + jnp.sum(_pearson(moments)))
@@ -260,7 +261,7 @@ def _correlation_totals(softened: _Softened, pair: tuple[Array, Array], *, pulle
     return totals if pulled else (*totals, zeros(2, here))
 
 
-def _correlation_in_one(
+def _correlation_value(
     axis_name: str | None, student: Array, teacher: Array, temperature: Array, weights: tuple[Array, Array]
 ) -> Array:
     """beta (1 - mean correlation of rows) + gamma (1 - mean correlation of columns) of softened predictions."""
@@ -268,7 +269,7 @@ def _correlation_in_one(
     return _weighted_terms(softened, (student, teacher), weights, pulled=False)[0]
 
 
-_correlation = jax.custom_jvp(_correlation_in_one, nondiff_argnums=(0,))
+_correlation = jax.custom_jvp(_correlation_value, nondiff_argnums=(0,))
 
 
 def _weighted_terms(
@@ -302,7 +303,7 @@ def _correlation_gradients(
 
     def step(gradients: list[Array], index: Array) -> tuple[list[Array], None]:
         chunks, valid = _chunk(index, whole, classes)
-        both = softened.probabilities(chunks, valid)
+        both = softened.probabilities(chunks)
         columns, moments = softened.columns(both)
         by_columns = _pulled(_pearson_slopes(moments), *columns)
         by_rows = _pulled(row_slopes[..., None], *softened.rows(both, valid))
@@ -330,7 +331,7 @@ def _correlation_jvp(axis_name: str | None, arguments: Any, changes: Any) -> tup
         ]
         change += sum(softened.sums(jnp.sum(product)) for product in products)
     if not isinstance(changes[2], SymbolicZero):
-        at = lambda temperature: _correlation_in_one(axis_name, *pair, temperature, weights)  # noqa: E731
+        at = lambda temperature: _correlation_value(axis_name, *pair, temperature, weights)  # noqa: E731
         change += jax.jvp(at, (temperature,), (changes[2],))[1]
     for term, of_weight in zip(terms, changes[3], strict=True):
         if not isinstance(of_weight, SymbolicZero):
@@ -356,7 +357,7 @@ def correlation(
               + \gamma\, (1 - \overline{\rho(q_{:,c}, p_{:,c})}) \big]
 
     rho is the Pearson correlation, with 1e-8 added to its denominator as in the official code: rows or columns that are
-    constant on either side have rho = 0 and pass no gradient.
+    constant on either side have rho = 0; what they pass is finite, but large where the other side is not constant.
 
     Args:
       student_logits: [B, C], B and C >= 1.
@@ -377,9 +378,11 @@ def correlation(
       Huang et al., Knowledge Distillation from A Stronger Teacher, arXiv:2205.10536; as a baseline arXiv:2506.12542.
     """
     student, teacher = _check_batch(student_logits, teacher_logits, temperature)
-    weights = (as_float(inter_weight), as_float(intra_weight))
+    # Python numbers leave the precision to the logits.
+    kind = jnp.result_type(as_float(student), as_float(teacher), temperature, inter_weight, intra_weight)
+    weights = (jnp.asarray(inter_weight, kind), jnp.asarray(intra_weight, kind))
     # One chunk is kept for the backward pass; of several the gradients are made at once.
     plain = student.shape[1] <= _chunk_width(student)
-    function = _correlation_in_one if plain else _correlation
-    value = function(axis_name, student, teacher, as_float(temperature), weights)
+    function = _correlation_value if plain else _correlation
+    value = function(axis_name, student, teacher, jnp.asarray(temperature, kind), weights)
     return jnp.multiply(temperature, temperature * value)

@@ -28,6 +28,16 @@ def test_without_pytorch_ours_alone(small, monkeypatch, capsys):
     assert "MLP, batch 8, bfloat16, ours compiled in" in said
 
 
+@pytest.mark.skipif(importlib.util.find_spec("torch") is None, reason="PyTorch is not installed")
+def test_beside_pytorch(small, monkeypatch):
+    import torch
+
+    monkeypatch.setattr(torch, "compile", lambda function: function)  # minutes, and a compiler of C++
+    records = {record["quantity"]: record["value"] for record in accelerator.measured(small, "bfloat16")}
+    ours, theirs = (records[f"MLP, batch 8, bfloat16: {side}, steps a second"] for side in ("ours", "PyTorch"))
+    assert records["MLP, batch 8, bfloat16: PyTorch over ours"] == pytest.approx(ours / theirs)
+
+
 def test_arithmetic_of_an_update_is_that_of_its_layers(small):
     widths = [64, *[small.config.model.width] * (1 + 2 * small.config.model.depth), 64]
     layers = 2 * sum(a * b for a, b in itertools.pairwise(widths))

@@ -142,10 +142,31 @@ def test_gradients_of_correlation_in_everything(block, monkeypatch):
             student, teacher, temperature=temperature, inter_weight=inter, intra_weight=intra
         )
 
-    given = (*(2 * jax.random.normal(KEY, (2, 4, 7))), jnp.float32(3), jnp.float32(0.7), jnp.float32(2))
-    for derivative in (jax.grad, lambda f, at: jax.jacfwd(jax.grad(f), at)):
-        found, expected = (jax.jit(derivative(f, (0, 1, 2, 3, 4)))(*given) for f in (ours, by_definition))
-        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-3, atol=2e-5), found, expected)
+    with jax.enable_x64(True):
+        given = (*(2 * jax.random.normal(KEY, (2, 4, 7), jnp.float64)), 3.0, 0.7, 2.0)
+        for derivative in (jax.grad, lambda f, at: jax.jacfwd(jax.grad(f), at)):
+            found, expected = (jax.jit(derivative(f, (0, 1, 2, 3, 4)))(*given) for f in (ours, by_definition))
+            jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-9), found, expected)
+
+
+@pytest.mark.parametrize("block", [2**20, 12])
+@pytest.mark.parametrize("loss", [total, distillation.correlation], ids=["sinkhorn", "correlation"])
+def test_a_masked_class_and_the_temperature(loss, block, monkeypatch):
+    monkeypatch.setattr(_rows, "BLOCK", block)
+    student, teacher = 2 * jax.random.normal(KEY, (2, 4, 7))
+    masked = jnp.arange(7) == 3
+    run = jax.jit(jax.value_and_grad(lambda s, t, tau: loss(s, t, temperature=tau), argnums=(0, 1, 2)))
+    value, gradients = run(jnp.where(masked, -jnp.inf, student), jnp.where(masked, -jnp.inf, teacher), 2.0)
+    # Far below the others is as good as masked.
+    expected, far = run(jnp.where(masked, -500.0, student), jnp.where(masked, -500.0, teacher), 2.0)
+    np.testing.assert_allclose(value, expected, rtol=1e-5)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), gradients, far)
+
+
+def test_python_numbers_leave_the_precision_to_the_logits():
+    with jax.enable_x64(True):
+        loss = distillation.correlation(STUDENT, TEACHER, temperature=4.0, inter_weight=2.0)
+    assert loss.dtype == jnp.float32
 
 
 @pytest.mark.parametrize("loss", [total, distillation.correlation], ids=["sinkhorn", "correlation"])
@@ -187,7 +208,10 @@ def test_split_batches_in_chunks_of_classes(monkeypatch):
     student, teacher = 2 * jax.random.normal(KEY, (2, 8, 7))
     for loss, out in ((distillation.sinkhorn, P("data")), (distillation.correlation, P())):
         split = jax.shard_map(partial(loss, axis_name="data"), mesh=MESH, in_specs=P("data"), out_specs=out)
-        np.testing.assert_allclose(jax.jit(split)(student, teacher), loss(student, teacher), rtol=1e-4)
+        run = lambda function: jax.jit(  # noqa: E731
+            jax.value_and_grad(lambda s, t: jnp.sum(function(s, t)), argnums=(0, 1))
+        )(student, teacher)
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-5), run(split), run(loss))
 
 
 def test_rows_in_turns_and_split_by_the_compiler():

@@ -52,3 +52,9 @@ def test_masked_ends_and_wide_scores(rows, tail_sums, sums_of):
 def test_nan_stays(tail_sums):
     tails = tail_sums(jnp.array([[0.0, jnp.nan, 1.0]]))
     np.testing.assert_array_equal(np.isnan(tails), [[True, True, False]])
+
+
+@pytest.mark.parametrize("sums_of", SUMS)
+def test_nan_stays_in_sums(sums_of):
+    sums = sums_of(jnp.ones((1, 3)), jnp.array([[jnp.nan, 1.0, 0.0]]))
+    np.testing.assert_array_equal(np.isnan(sums), [[True] * 3])
