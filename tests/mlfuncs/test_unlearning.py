@@ -206,7 +206,9 @@ def test_the_forgotten_label_ends_at_the_safe_class_and_the_others_stay():
             return weights @ losses
 
         gradients = jax.grad(loss, argnums=(0, 1))(*state)
-        return jax.tree.map(lambda p, g: p - 0.1 * g, state, gradients), None
+        # An example that the teacher leaves where it is has a huge weight: unclipped, rounding decides where one start in
+        # six ends.
+        return jax.tree.map(lambda p, g: p - 0.1 * jnp.clip(g, -1, 1), state, gradients), None
 
     start = (target_mean + 0.3, target_spread * 0.9)
     (means, spreads), _ = jax.jit(lambda s: jax.lax.scan(step, s, None, length=2000))(start)
