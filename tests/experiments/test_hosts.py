@@ -156,7 +156,8 @@ def test_when_one_is_killed_the_other_ends_and_both_go_on(folder, start, togethe
     assert codes[1] not in (0, 2)
     for process in range(2):
         what = f"process {process} of 2 ended in the middle of the run"
-        assert errors[process].splitlines()[-1] == hosts.GONE.format(what=what)
+        # As a rule the last line; JAX, which dies in several threads, may have a word after it.
+        assert hosts.GONE.format(what=what) in errors[process].splitlines()[-3:]
     assert 10 <= len(logs.read(workdir / "metrics.jsonl")) < STEPS
 
     assert ended(start("killed")) == ((0, 0), ["", ""])
