@@ -5,10 +5,7 @@ Each precision runs in a process of its own, so that the peak of memory is its o
 
 import importlib.util
 import json
-import os
-import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -17,11 +14,10 @@ from typing import Any
 import jax
 import numpy as np
 
-from experiments.benchmarks import consistency
+from experiments.benchmarks import apart, consistency
 from experiments.benchmarks.timing import over_ours, seconds_in_turns
 from experiments.planning import flops
 
-ROOT = Path(__file__).resolve().parents[2]
 BATCH = 128  # what each of eight devices takes of the config's batch
 UPDATES, ROUNDS = 20, 7
 PRECISIONS = ("bfloat16", "float32")  # float32 multiplies in TF32 on both sides, JAX's default on such GPUs
@@ -31,19 +27,13 @@ PEAKS = {
     "H100": {"bfloat16": 989.4e12, "float32": 494.7e12},
     "H200": {"bfloat16": 989.4e12, "float32": 494.7e12},
 }
-AGREEMENT = 1e-3  # of the losses of both sides, relative
 
 
 def run() -> list[dict[str, Any]]:
     """Records of every precision; none where there is no GPU."""
     records: list[dict[str, Any]] = []
     for precision in PRECISIONS:
-        with tempfile.TemporaryDirectory() as folder:
-            out = Path(folder) / "records.json"
-            variables = {**os.environ, "XLA_PYTHON_CLIENT_PREALLOCATE": "false"}
-            command = [sys.executable, "-m", "experiments.benchmarks.accelerator", str(out), precision]
-            subprocess.run(command, cwd=ROOT, env=variables, check=True)
-            found = json.loads(out.read_text())
+        found = apart.records("experiments.benchmarks.accelerator", precision)
         if not found:
             break
         records += found
@@ -123,7 +113,7 @@ def _theirs(subject: consistency.Subject, precision: str) -> Callable[[], float]
         with torch.autocast(device, torch.bfloat16, enabled=half):
             return torch_networks.consistency_loss(*given)
 
-    step = consistency.peer(subject, tolerance=AGREEMENT).trainer(
+    step = consistency.peer(subject).trainer(
         channels_last=True,
         device=device,
         dropout=subject.config.model.dropout,

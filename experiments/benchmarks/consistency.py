@@ -30,6 +30,7 @@ SUBJECTS = (
 )
 EXAMPLES = 2048
 CHECKED = 32  # whose loss is compared
+AGREEMENT = 1e-3  # of the losses, relative
 INTERVAL = 100
 NO_TORCH = "PyTorch is not installed: its side is left out (pip install torch, or the extra `benchmark`)"
 
@@ -157,7 +158,9 @@ class Peer(NamedTuple):
     probabilities: np.ndarray
     data: np.ndarray
 
-    def trainer(self, *, channels_last: bool, device: str = "cpu", **settings: Any) -> Callable[[], Any]:
+    def trainer(
+        self, *, channels_last: bool, device: str = "cpu", dropout: float = 0.0, **settings: Any
+    ) -> Callable[[], Any]:
         """A call that makes one update, with what `torch_networks.Trainer` is told."""
         import torch
 
@@ -167,13 +170,13 @@ class Peer(NamedTuple):
         batch = _to_torch(self.data, self.config).to(device)
         batch = batch.contiguous(memory_format=layout) if batch.ndim == 4 else batch
         leaves = torch_networks.parameters(self.params, channels_last=channels_last, device=device)
-        network = _torch_network(self.config, settings.pop("dropout", 0.0))
+        network = _torch_network(self.config, dropout)
         rest = (self.grid, self.probabilities, self.config.ema_decay)
         return partial(torch_networks.Trainer(network, leaves, *rest, **settings).step, batch)
 
 
-def peer(subject: Subject, *, tolerance: float = 1e-3) -> Peer:
-    """Raises AssertionError where the losses of both sides, in float32, differ by more than that relative tolerance."""
+def peer(subject: Subject) -> Peer:
+    """Raises AssertionError where the losses of both sides, in float32, differ."""
     config, c = subject.config, subject.config.consistency
     model_config = ml_collections.ConfigDict({**config.model.to_dict(), "dtype": "float32"})
     model = models.build(model_config, example_shape=subject.world.example_shape, num_classes=10)
@@ -188,7 +191,7 @@ def peer(subject: Subject, *, tolerance: float = 1e-3) -> Peer:
     data = np.array(_to_model(jnp.asarray(subject.world.train.read(indices)["image"])))
     found = Peer(config, params, grid, probabilities, data)
     ours, theirs = _losses(model, found)
-    if not np.isclose(ours, theirs, rtol=tolerance):
+    if not np.isclose(ours, theirs, rtol=AGREEMENT):
         raise AssertionError(f"the two sides of {subject.label} differ: loss {ours} here, {theirs} in PyTorch")
     return found
 

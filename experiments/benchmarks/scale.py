@@ -18,25 +18,19 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments.benchmarks import accelerator
+from experiments.benchmarks import accelerator, apart
 
 DEVICES = 8
 ROUNDS = 5
 READ_SECONDS = 10.0
 STEP_EXAMPLES = 8  # of the CPU step that the input is compared with
-ROOT = Path(__file__).resolve().parents[2]
 CHECKPOINTED = (("digits", (8, 8, 1)), ("mnist", (28, 28, 1)), ("cifar10", (32, 32, 3)))
 
 
 def run() -> list[dict[str, Any]]:
     """One record for each quantity."""
     flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count={DEVICES}"
-    with tempfile.TemporaryDirectory() as folder:
-        out = Path(folder) / "records.json"
-        variables = {**os.environ, "XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"}
-        command = [sys.executable, "-m", "experiments.benchmarks.scale", str(out)]
-        subprocess.run(command, cwd=ROOT, env=variables, check=True)
-        records = json.loads(out.read_text())
+    records = apart.records("experiments.benchmarks.scale", XLA_FLAGS=flags, JAX_PLATFORMS="cpu")
     return records + accelerator.run()
 
 
@@ -71,7 +65,7 @@ def _start(folder: Path, number: int) -> float:
     command += ["--config.log_every=1", "--config.evaluate_every=0"]
     began = time.perf_counter()
     variables = {**os.environ, "XLA_FLAGS": ""}
-    process = subprocess.Popen(command, cwd=ROOT, env=variables, stdout=subprocess.PIPE, text=True)
+    process = subprocess.Popen(command, cwd=apart.ROOT, env=variables, stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None
     next(line for line in process.stdout if "step 1/" in line)
     seconds = time.perf_counter() - began
