@@ -5,6 +5,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 from jax.typing import ArrayLike
 
@@ -13,6 +14,8 @@ MOST_UNROLLED = 8  # slices of a short axis that one step of a loop over it take
 
 def as_float(x: ArrayLike) -> Array:
     """`x` in at least float32: integers and half precision are widened, float64 stays."""
+    if isinstance(x, (np.ndarray, np.integer)) and x.dtype in (np.int64, np.uint64):
+        x = x.astype(np.float32)  # JAX would make int32 of them first, and wrap around
     x = jnp.asarray(x)
     return x.astype(jnp.promote_types(x.dtype, jnp.float32))
 

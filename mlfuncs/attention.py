@@ -361,11 +361,12 @@ def selective_scan(
     _check_scan(x, delta, a, b, c, skip, gate, delta_bias, initial_state)
     steps = as_float(delta) if delta_bias is None else as_float(delta) + as_float(delta_bias)
     steps = jax.nn.softplus(steps) if delta_softplus else steps
-    inputs, rates = as_float(x), as_float(a)
-    start = jnp.zeros((inputs.shape[0], *rates.shape), jnp.result_type(inputs, rates, steps))
-    if initial_state is not None:
-        start = as_float(initial_state).astype(start.dtype)
-    y, state = _chunked_scan(steps, steps * inputs, rates, as_float(b), as_float(c), start)
+    inputs = as_float(x)
+    start = jnp.zeros((inputs.shape[0], *jnp.shape(a)), jnp.float32) if initial_state is None else initial_state
+    # In one precision, that of the widest: a scan keeps the dtype of what it carries.
+    values = [as_float(value) for value in (steps, steps * inputs, a, b, c, start)]
+    dtype = jnp.result_type(*values)
+    y, state = _chunked_scan(*(value.astype(dtype) for value in values))
     y = y if skip is None else y + as_float(skip) * inputs
     y = y if gate is None else y * jax.nn.silu(as_float(gate))
     y = y.astype(float_dtype(jnp.asarray(x)))

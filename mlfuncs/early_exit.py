@@ -26,7 +26,13 @@ def _check_layers(name: str, value: ArrayLike) -> None:
     _checks.within(name, value, 0, 1)
 
 
+def _check_parts(name: str, params: Mapping[str, Any], parts: set[str]) -> None:
+    if not parts <= set(params):
+        raise ValueError(f"{name} must hold {' and '.join(sorted(parts))}, got {sorted(params)}")
+
+
 def _check_dense(name: str, layer: Mapping[str, ArrayLike], inputs: int, outputs: int) -> None:
+    _check_parts(name, layer, {"kernel", "bias"})
     for part, shape in (("kernel", (inputs, outputs)), ("bias", (outputs,))):
         if np.shape(layer[part]) != shape:
             raise ValueError(f"{name}['{part}'] must have shape {shape}, got {np.shape(layer[part])}")
@@ -48,7 +54,7 @@ def halting_logits(params: Mapping[str, Any], current: ArrayLike, previous: Arra
       [B] logits; their sigmoid is the halting probability.
 
     Raises:
-      ValueError: states that are not [B, D] of one shape, or a layer that does not fit them.
+      ValueError: states that are not [B, D] of one shape, or a layer that is missing or does not fit them.
 
     References:
       Balagansky and Gavrilov, PALBERT: Teaching ALBERT to Ponder, arXiv:2204.03276.
@@ -56,6 +62,7 @@ def halting_logits(params: Mapping[str, Any], current: ArrayLike, previous: Arra
     _checks.rank("current", current, 2)
     _checks.same_shape("current", current, "previous", previous)
     width = 2 * np.shape(current)[1]
+    _check_parts("params", params, {"hidden", "output"})
     for number, layer in enumerate(params["hidden"]):
         _check_dense(f"params['hidden'][{number}]", layer, width, width)
     _check_dense("params['output']", params["output"], width, 1)

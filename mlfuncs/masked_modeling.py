@@ -55,6 +55,10 @@ def patch_error(
       Wang et al., Bootstrap Masked Visual Modeling via Hard Patches Mining, arXiv:2312.13714.
     """
     _checks.positive("eps", eps)
+    _checks.rank("images", images, 4)
+    _checks.count("patch_size", patch_size)
+    if any(side % patch_size for side in np.shape(images)[1:3]):
+        raise ValueError(f"patch_size must divide height and width, got {patch_size} for images of {np.shape(images)}")
     target = patchify(as_float(images), patch=patch_size, channels_last=True)
     if np.shape(prediction) != target.shape:
         raise ValueError(

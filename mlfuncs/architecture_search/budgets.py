@@ -7,7 +7,6 @@ from jax import Array
 from jax.typing import ArrayLike
 
 from mlfuncs import _checks
-from mlfuncs._arrays import as_float
 
 
 def sandwich(key: Array, num_candidates: int, *, num_random: int = 2) -> Array:
@@ -47,14 +46,42 @@ def _check_candidates(costs: ArrayLike, losses: ArrayLike) -> tuple[Array, Array
         raise ValueError("costs must hold at least one candidate, got none")
     _checks.not_nan("costs", costs)
     _checks.not_nan("losses", losses)
-    return as_float(costs), as_float(losses)
+    return _order(costs), _order(losses)
+
+
+def _on_host(values: ArrayLike) -> np.ndarray:
+    """Integers as they are, all else in float64: nothing is rounded."""
+    host = np.asarray(values)
+    return host if host.dtype.kind in "iu" else host.astype(np.float64)
+
+
+def _order(values: ArrayLike) -> Array:
+    """What sorts as `values` do. Parameters and FLOPs are beyond the whole numbers of float32, and of int32."""
+    if not _checks.is_concrete(values):
+        return jnp.asarray(values)
+    return jnp.asarray(np.unique(_on_host(values), return_inverse=True)[1].reshape(-1), jnp.int32)
+
+
+def _affordable(costs: ArrayLike, budget: ArrayLike) -> Array:
+    """bool [M]: costs within the budget."""
+    if _checks.is_concrete(costs) and _checks.is_concrete(budget):
+        return jnp.asarray(_on_host(costs) <= _on_host(budget))
+
+    def comparable(values: ArrayLike) -> Array:
+        if not _checks.is_concrete(values):
+            return jnp.asarray(values)
+        host = _on_host(values)
+        fits = host.dtype.kind in "iu" and bool(np.all((host < 2**31) & (host >= -(2**31))))
+        return jnp.asarray(host if fits else host.astype(np.float64))
+
+    return comparable(costs) <= comparable(budget)
 
 
 def pareto_front(costs: ArrayLike, losses: ArrayLike) -> Array:
     """Candidates that no other beats: none is at most as high in both, and lower in one.
 
     Args:
-      costs: [M], M >= 1, such as parameters or FLOPs.
+      costs: [M], M >= 1, such as parameters or FLOPs. Integers and float64 of NumPy are compared exactly.
       losses: [M].
 
     Returns:
@@ -81,7 +108,7 @@ def best_under_budget(costs: ArrayLike, losses: ArrayLike, *, budget: ArrayLike)
     """The candidate of the lowest loss among those that cost no more than a budget.
 
     Args:
-      costs: [M], M >= 1.
+      costs: [M], M >= 1. Integers and float64 of NumPy are compared exactly, as in `pareto_front`.
       losses: [M].
       budget: a scalar (may be traced).
 
@@ -97,10 +124,10 @@ def best_under_budget(costs: ArrayLike, losses: ArrayLike, *, budget: ArrayLike)
     """
     cost, loss = _check_candidates(costs, losses)
     _checks.rank("budget", budget, 0)
-    affordable = cost <= budget
+    affordable = _affordable(costs, budget)
     if _checks.is_concrete(affordable) and not bool(jnp.any(affordable)):
         raise ValueError(
-            f"budget must pay for some candidate, the cheapest costs {float(jnp.min(cost)):g}, got {budget!r}"
+            f"budget must pay for some candidate, the cheapest costs {np.min(_on_host(costs)):g}, got {budget!r}"
         )
     order = jnp.lexsort((cost, loss, ~affordable))  # stable: the last key counts first
     return jnp.where(jnp.any(affordable), order[0], -1).astype(jnp.int32)

@@ -136,6 +136,7 @@ def blended_teachers(
       Li et al., arXiv:2507.07015.
     """
     student, teachers, gate = _check_gate(student_logits, teacher_logits, gate_probabilities)
+    check_temperature(temperature)
     divergence = over_rows(
         lambda s, pi, z: blended_rows(scaled(s, temperature), pi / temperature, z),
         student,

@@ -52,6 +52,20 @@ def test_scan_by_hand():
     np.testing.assert_allclose(skipped[0, :, 0], (np.array([2, 50, 17]) + 3 * x[0, :, 0]) / (1 + np.exp(-1)), rtol=1e-5)
 
 
+@pytest.mark.parametrize("wide", range(6))
+def test_scan_takes_arguments_of_different_precision(wide):
+    with jax.enable_x64(True):
+        arguments = [*inputs(3), np.ones((2, 3, 4), np.float32)]
+        arguments[wide] = arguments[wide].astype(np.float64)
+        *tokens, start = map(jnp.asarray, arguments)
+        y, state = attention.selective_scan(*tokens, initial_state=start, return_state=True)
+        assert y.dtype == tokens[0].dtype
+        assert state.dtype == jnp.float64
+        expected, last = recurrence(*arguments)
+    np.testing.assert_allclose(y, expected, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(state, last, rtol=1e-5, atol=1e-6)
+
+
 @pytest.mark.parametrize("length", [1, 2, 127, 129, 300])
 def test_scan_is_the_recurrence(length):
     arguments = inputs(length)

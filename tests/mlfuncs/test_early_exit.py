@@ -236,6 +236,8 @@ EVEN = jnp.full(3, 1 / 3)
         (lambda: early_exit.patience_exit(jnp.ones((0, 2, 3))), "at least one layer"),
         (lambda: early_exit.halting_logits(head(4, 1), jnp.ones((2, 3)), jnp.ones((2, 3))), r"\(6, 6\)"),
         (lambda: early_exit.halting_logits(head(4, 1), jnp.ones((2, 2)), jnp.ones((3, 2))), "previous"),
+        (lambda: early_exit.halting_logits({"output": {}}, ROW, ROW), r"hidden and output, got \['output'\]"),
+        (lambda: early_exit.halting_logits({"hidden": [], "output": {}}, ROW, ROW), "bias and kernel, got"),
     ],
 )
 def test_bad_input(call, match):

@@ -219,7 +219,9 @@ SHOWN = jnp.ones((2, 4), bool)
 @pytest.mark.parametrize(
     ("call", "match"),
     [
-        (lambda: masked_modeling.patch_error(PATCHES, IMAGES, SHOWN, patch_size=3), "3 for 4 x 4"),
+        (lambda: masked_modeling.patch_error(PATCHES, IMAGES, SHOWN, patch_size=3), "patch_size.*3 for"),
+        (lambda: masked_modeling.patch_error(PATCHES, IMAGES[0], SHOWN, patch_size=2), "images"),
+        (lambda: masked_modeling.patch_error(PATCHES, IMAGES, SHOWN, patch_size=0), "patch_size"),
         (lambda: masked_modeling.patch_error(PATCHES, IMAGES, SHOWN, patch_size=4), r"\(2, 1, 16\).*\(2, 4, 4\)"),
         (lambda: masked_modeling.patch_error(PATCHES[:1], IMAGES, SHOWN, patch_size=2), "prediction"),
         (lambda: masked_modeling.patch_error(PATCHES, IMAGES, SHOWN[:, :3], patch_size=2), r"mask.*\(2, 4\).*\(2, 3\)"),

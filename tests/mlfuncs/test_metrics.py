@@ -340,6 +340,8 @@ def test_the_smallest_prefix_that_is_good_enough():
         found = metrics.smallest_sufficient_prefix(accuracies, costs, target=target)
         assert (int(found[0]), float(found[1])) == expected
         assert jax.jit(metrics.smallest_sufficient_prefix)(accuracies, costs, target=target)[0] == expected[0]
+    in_flops = np.array([5, 4, 3, 2]) * 10**9  # beyond int32
+    assert float(metrics.smallest_sufficient_prefix(accuracies, in_flops, target=0.9)[1]) == 14e9
     for bad, match in (
         ((accuracies, costs[:3]), r"\(4,\) and \(3,\)"),
         ((accuracies[:0], costs[:0]), "at least one"),

@@ -52,6 +52,31 @@ def test_the_best_within_a_budget():
     assert int(architecture_search.best_under_budget([1.0, 2.0], [np.inf, 0.0], budget=1.0)) == 0
 
 
+MILLIONS = np.array([79_000_001, 79_000_002, 79_000_000, 16_777_217])  # float32 knows the third alone
+
+
+@pytest.mark.parametrize("costs", [MILLIONS, MILLIONS.astype(np.int32), MILLIONS * 10**4, MILLIONS.astype(np.float64)])
+def test_large_counts_are_compared_exactly(costs):
+    losses = np.array([1.0, 1.0 - 1e-12, 2.0, 3.0])
+    assert architecture_search.pareto_front(costs, losses).all()
+    assert int(architecture_search.best_under_budget(costs, losses, budget=int(costs[0]))) == 0
+    assert int(architecture_search.best_under_budget(costs, losses, budget=10**13)) == 1
+    assert int(architecture_search.best_under_budget(costs, np.ones(4), budget=costs[0])) == 3
+
+
+def test_large_counts_are_compared_exactly_where_they_are_traced():
+    costs, losses = jnp.asarray(MILLIONS, jnp.int32), jnp.array([1.0, 0.9, 2.0, 3.0])
+    assert jax.jit(architecture_search.pareto_front)(costs, losses).all()
+    best = jax.jit(architecture_search.best_under_budget)
+    assert int(best(costs, losses, budget=79_000_001)) == 0
+    within = jax.jit(
+        lambda costs, budget: architecture_search.best_under_budget(costs, losses, budget=budget), static_argnums=1
+    )
+    assert [int(within(costs, budget)) for budget in (79_000_000, 10**13, np.inf, 5)] == [2, 1, 1, -1]
+    of_budget = jax.jit(lambda budget: architecture_search.best_under_budget(MILLIONS * 10**4, losses, budget=budget))
+    assert int(of_budget(3e11)) == 3
+
+
 @pytest.mark.parametrize(
     ("call", "match"),
     [

@@ -199,6 +199,7 @@ def test_balance_of_a_batch_over_devices_is_that_of_the_whole(mode):
         (lambda: distillation.routed_teachers(STUDENT, TEACHERS, GATE, temperature=-1.0), "temperature"),
         (lambda: distillation.blended_teachers(STUDENT, TEACHERS[..., :4], GATE), r"teacher_logits.*\(3, 4, 4\)"),
         (lambda: distillation.blended_teachers(STUDENT[0], TEACHERS, GATE), "student_logits"),
+        (lambda: distillation.blended_teachers(STUDENT, TEACHERS, GATE, temperature=-1.0), "temperature"),
         (lambda: distillation.load_balance(GATE, mode="entropy"), "mode must be one of cv, kl"),
         (lambda: distillation.load_balance(GATE[:, :1], mode="cv"), "at least 2 teachers"),
         (lambda: distillation.load_balance(GATE[:0]), "an example and a teacher"),
