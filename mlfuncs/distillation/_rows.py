@@ -64,13 +64,19 @@ def scaled(logits: Array, temperature: ArrayLike) -> Array:
     return jnp.where(masked, x, jnp.where(masked, 0.0, x) / temperature)
 
 
-def normalizers(logits: Array, temperature: ArrayLike = 1.0) -> tuple[Array, Array]:
-    """The largest z = logits / T and log sum exp(z - largest), each [..., 1]; 0 and 0 where every class is masked."""
-    z = scaled(logits, temperature)
+def _exponentials(z: Array) -> tuple[Array, Array, Array]:
+    """The largest of z [..., 1], e^(z - largest), and their sum [..., 1]; 0, zeros and 1 where every class is masked."""
     top = jax.lax.stop_gradient(jnp.max(z, axis=-1, keepdims=True))
     top = jnp.where(jnp.isneginf(top), 0.0, top)
-    total = jnp.sum(jnp.exp(z - top), axis=-1, keepdims=True)
-    return top, jnp.log(jnp.where(total <= 0, 1.0, total))
+    powers = jnp.exp(z - top)
+    total = jnp.sum(powers, axis=-1, keepdims=True)
+    return top, powers, jnp.where(total <= 0, 1.0, total)
+
+
+def normalizers(logits: Array, temperature: ArrayLike = 1.0) -> tuple[Array, Array]:
+    """The largest z = logits / T and log sum exp(z - largest), each [..., 1]; 0 and 0 where every class is masked."""
+    top, _, total = _exponentials(scaled(logits, temperature))
+    return top, jnp.log(total)
 
 
 def log_sum_exp(logits: Array) -> Array:
@@ -79,10 +85,17 @@ def log_sum_exp(logits: Array) -> Array:
     return jnp.where(jnp.max(logits, axis=-1) == -jnp.inf, -jnp.inf, (top + log_total)[..., 0])
 
 
+def softmax(logits: Array, temperature: ArrayLike = 1.0) -> tuple[Array, Array]:
+    """p = softmax(logits / T) and log p in at least float32; 0 and -inf throughout where every class is masked."""
+    z = scaled(logits, temperature)
+    top, powers, total = _exponentials(z)
+    # Not exp(log p): that takes every exponential twice, which is most of the time of a loss on CPUs.
+    return powers / total, (z - top) - jnp.log(total)
+
+
 def log_probabilities(logits: Array, temperature: ArrayLike = 1.0) -> Array:
     """log softmax(logits / T) in at least float32; -inf throughout where every class is masked."""
-    top, log_total = normalizers(logits, temperature)
-    return (scaled(logits, temperature) - top) - log_total
+    return softmax(logits, temperature)[1]
 
 
 def at_label(values: Array, labels: Array) -> Array:
