@@ -1,5 +1,6 @@
 """What the losses on logits share: checks, log-probabilities, and large inputs taken block by block."""
 
+import functools
 import math
 from collections.abc import Callable
 from typing import Any
@@ -172,14 +173,13 @@ def over_rows(
         (constants, *arrays), (of_constants, *changes) = arguments, tangents
         moving = [k for k, change in enumerate(changes) if not isinstance(change, SymbolicZero)]
         whole = tuple(_split(x, axes, blocks) for x in arrays)
-        result, gradients = _values_and_gradients(
-            lambda *xs: closed(*xs, *constants), whole, {k: arrays[k].shape for k in moving}
-        )
-        result = _join(result, arrays[0].shape[:axes])
+        result, gradients = _values_and_gradients(closed, moving)(constants, whole)
         change = jnp.zeros_like(result)
-        for k, gradient in gradients.items():
-            product = gradient.astype(result.dtype) * changes[k].astype(result.dtype)
-            change += jnp.sum(product, axis=tuple(range(axes, product.ndim)))
+        for k, gradient in zip(moving, gradients, strict=True):
+            # In the shape of the gradient, so that the product can take its place in memory.
+            product = gradient.astype(result.dtype) * _split(changes[k], axes, blocks).astype(result.dtype)
+            change += jnp.sum(product, axis=tuple(range(2, product.ndim)))
+        result, change = (_join(x, arrays[0].shape[:axes]) for x in (result, change))
         if any(not isinstance(t, SymbolicZero) for t in of_constants):
             pairs = zip(constants, of_constants, strict=True)
             given = [jnp.zeros_like(c) if isinstance(t, SymbolicZero) else t for c, t in pairs]
@@ -212,29 +212,42 @@ def block_at(whole: tuple[Array, ...], index: Array) -> tuple[Array, ...]:
 
 
 def _values_and_gradients(
-    function: Callable[..., Array], whole: tuple[Array, ...], moving: dict[int, tuple[int, ...]]
-) -> tuple[Array, dict[int, Array]]:
-    """[n, blocks] values, one a row, and the derivative of each in its row of the `moving` arrays, in the shapes given."""
+    function: Callable[..., Array], moving: list[int]
+) -> Callable[[list[Array], tuple[Array, ...]], tuple[Array, list[Array]]]:
+    """(constants, whole) -> [n, blocks] values of `function(*block, *constants)`, one a row, and the derivative of each in
+    its row of the `moving` ones among the whole arrays [n, blocks, ...], shaped like them.
+    """
 
-    def block(gradients: dict[int, Array], index: Array) -> tuple[dict[int, Array], Array]:
+    def block(constants: list[Array], whole: tuple[Array, ...], index: Array) -> tuple[Array, list[Array]]:
         taken = dict(enumerate(block_at(whole, index)))
         value, back = jax.vjp(
-            lambda moved: function(*(taken | moved).values()), {k: x for k, x in taken.items() if k in moving}
+            lambda moved: function(*(taken | moved).values(), *constants), {k: taken[k] for k in moving}
         )
         # Rows do not see each other: ones give the derivative of every row at once.
         (rows,) = back(vary_with(jnp.ones_like(value), value))
-        return {k: _put(g, rows[k], whole[k].shape, index) for k, g in gradients.items()}, value
+        return value, [rows[k] for k in moving]
 
-    # In the shape that is asked for, so that a product with it can take its place in memory.
-    shapes = {k: shape if math.prod(shape) == whole[k].size else whole[k].shape for k, shape in moving.items()}
-    start = {k: vary_with(jnp.zeros(shape, whole[k].dtype), whole[0]) for k, shape in shapes.items()}
-    gradients, values = jax.lax.scan(block, start, jnp.arange(whole[0].shape[1]))
-    for k, shape in moving.items():
-        if shapes[k] != shape:
-            gradients[k] = _join(gradients[k], shape[: len(shape) - whole[k].ndim + 2])
-    return jnp.moveaxis(values, 0, 1), gradients
+    def in_place(constants: list[Array], whole: tuple[Array, ...]) -> tuple[Array, list[Array]]:
+        kind = jax.eval_shape(block, constants, whole, jnp.int32(0))[0]
+        values = jnp.zeros((*kind.shape, whole[0].shape[1]), kind.dtype)
+        gradients = [vary_with(jnp.zeros_like(whole[k]), whole[k]) for k in moving]
+        start = (jnp.int32(0), functools.reduce(vary_with, (*whole, *constants), values), gradients)
 
+        def step(state: tuple[Array, Array, list[Array]]) -> tuple[Array, Array, list[Array]]:
+            index, *held = state
+            put = lambda x, rows: jax.lax.dynamic_update_index_in_dim(x, rows, index, 1)  # noqa: E731
+            values, gradients = jax.tree.map(put, held, list(block(constants, whole, index)))
+            return index + 1, values, gradients
 
-def _put(x: Array, rows: Array, split: tuple[int, ...], index: Array) -> Array:
-    """`x` with `rows` in the place of a block of it in its `split` shape."""
-    return jax.lax.dynamic_update_index_in_dim(x.reshape(split), rows, index, 1).reshape(x.shape)
+        # Not a scan: under a derivative JAX takes what is constant out of its body, and XLA then no longer sees that value
+        # and derivative share their exponentials.
+        _, values, gradients = jax.lax.while_loop(lambda state: state[0] < whole[0].shape[1], step, start)
+        return values, gradients
+
+    def differentiable(constants: list[Array], whole: tuple[Array, ...]) -> tuple[Array, list[Array]]:
+        found = jax.lax.map(lambda index: block(constants, whole, index), jnp.arange(whole[0].shape[1]))
+        return jax.tree.map(lambda x: jnp.moveaxis(x, 0, 1), found)
+
+    both = jax.custom_jvp(in_place)
+    both.defjvp(lambda arguments, changes: jax.jvp(differentiable, arguments, changes))
+    return both

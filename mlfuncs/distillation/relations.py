@@ -197,8 +197,8 @@ def self_attention_relation(
             total = total + weight * _relation_divergence(s, t, valid, divergence)
         return total
 
-    # A few examples at a time: scores [B, A, L, L] are far larger than what they are made of.
-    return over_rows(examples, valid, *student, *teacher, axes=1, held=batch * relation_heads * length**2)
+    # A few examples at a time: scores [B, A, L, L] of both are far larger than what they are made of.
+    return over_rows(examples, valid, *student, *teacher, axes=1, held=2 * batch * relation_heads * length**2)
 
 
 def _check_projections(name: str, projections: Sequence[ArrayLike], heads: int) -> list[Array]:
