@@ -9,7 +9,7 @@ from jax import Array
 from jax.typing import ArrayLike
 
 from mlfuncs import _checks
-from mlfuncs._arrays import as_float, gather_batch, squared_distances, unit_vectors
+from mlfuncs._arrays import as_float, gather_batch, squared_distances, top_k, unit_vectors
 
 BLOCK = 512  # rows of a distance matrix held at once
 
@@ -122,7 +122,7 @@ def nearest_neighbor_precision_recall(
 
     def radii(points: Array) -> Array:
         def of(row: Array) -> Array:
-            nearest = -jax.lax.top_k(-squared_distances(row[None], points)[0], num_neighbors + 1)[0]
+            nearest = -top_k(-squared_distances(row[None], points)[0], num_neighbors + 1)[0]
             return nearest[num_neighbors]  # nearest[0] is the point itself
 
         return jax.lax.map(of, points, batch_size=BLOCK)

@@ -10,7 +10,7 @@ from jax import Array
 from jax.typing import ArrayLike
 
 from mlfuncs import _checks
-from mlfuncs._arrays import absolute, as_float, example_keys, expand_like, safe_sqrt, unit_vectors
+from mlfuncs._arrays import absolute, as_float, example_keys, expand_like, safe_sqrt, top_k, unit_vectors
 
 
 def total_variation(images: ArrayLike) -> Array:
@@ -280,4 +280,4 @@ def top_fraction_mean(maps: ArrayLike, *, fraction: float = 0.001) -> Array:
     if not 0 < fraction <= 1:
         raise ValueError(f"fraction must be in (0, 1], got {fraction!r}")
     # A product that only rounding keeps below a whole number is that number.
-    return jnp.mean(jax.lax.top_k(x, max(1, math.floor(fraction * x.shape[1] + 1e-6)))[0], axis=1)
+    return jnp.mean(top_k(x, max(1, math.floor(fraction * x.shape[1] + 1e-6)))[0], axis=1)

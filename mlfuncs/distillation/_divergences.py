@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from mlfuncs._arrays import as_float, map_slices, sum_of_slices
-from mlfuncs.distillation._rows import at_label, log_probabilities, weighted, with_gradients
+from mlfuncs.distillation._rows import at_label, log_probabilities, softmax, weighted, with_gradients
 
 NEAR = 0.7  # log-ratios below which the excess is summed as a series: its terms vanish fast and nothing cancels
 
@@ -47,20 +47,19 @@ def _without_mass(z: Array) -> Array:
 
 
 def _kullback_leibler(z_p: Array, z_q: Array) -> Array:
-    log_p, log_q = log_probabilities(z_p), log_probabilities(z_q)
-    total = jnp.sum(excess(log_p - log_q, jnp.exp(log_p), jnp.exp(log_q)), axis=-1)
+    (p, log_p), (q, log_q) = softmax(z_p), softmax(z_q)
+    total = jnp.sum(excess(log_p - log_q, p, q), axis=-1)
     # A row without mass is no distribution: it asks for nothing, where the sum would give that of q.
     return jnp.where(_without_mass(z_p), 0.0, total)
 
 
 def _kullback_leibler_in_p(z_p: Array, z_q: Array) -> Array:
-    log_p, log_q = log_probabilities(z_p), log_probabilities(z_q)
-    return _centred(jnp.exp(log_p), log_p - log_q)
+    p, log_p = softmax(z_p)
+    return _centred(p, log_p - log_probabilities(z_q))
 
 
 def _kullback_leibler_in_q(z_p: Array, z_q: Array) -> Array:
-    gap = jnp.exp(log_probabilities(z_q)) - jnp.exp(log_probabilities(z_p))
-    return jnp.where(_without_mass(z_p)[..., None], 0.0, gap)
+    return jnp.where(_without_mass(z_p)[..., None], 0.0, softmax(z_q)[0] - softmax(z_p)[0])
 
 
 kullback_leibler_rows = with_gradients(_kullback_leibler, _kullback_leibler_in_p, _kullback_leibler_in_q)
@@ -76,8 +75,7 @@ def _from_mean(values: Array) -> Array:
 
 def _mutual_parts(z: Array) -> tuple[Array, Array, Array]:
     """p and, from their means over models, p and log p; the last is not finite for a class that a model masks."""
-    log_p = log_probabilities(z)
-    p = jnp.exp(log_p)
+    p, log_p = softmax(z)
     return p, _from_mean(p), _from_mean(log_p)
 
 
@@ -131,14 +129,14 @@ blended_rows = with_gradients(
 
 def _to_mixture(z_q: Array, z_p: Array, mixture: Array) -> tuple[Array, Array, Array, Array]:
     """q, log(q / m), p, log(p / m), m = b p + (1 - b) q; the logarithms are 0 where neither has mass."""
-    log_q, log_p = log_probabilities(z_q), log_probabilities(z_p)
+    (q, log_q), (p, log_p) = softmax(z_q), softmax(z_p)
     masked = jnp.isneginf(log_q) & jnp.isneginf(log_p)
     held_q, held_p = jnp.where(masked, 0.0, log_q), jnp.where(masked, 0.0, log_p)
     # log m relative to the larger of the two: exactly 0 where they agree.
     larger = jnp.maximum(held_q, held_p)
     weight = jnp.where(held_q <= held_p, 1 - mixture, mixture)
     over_larger = jnp.log1p(weight * jnp.expm1(jnp.minimum(held_q, held_p) - larger))
-    return jnp.exp(log_q), (held_q - larger) - over_larger, jnp.exp(log_p), (held_p - larger) - over_larger
+    return q, (held_q - larger) - over_larger, p, (held_p - larger) - over_larger
 
 
 def _jensen_shannon(z_q: Array, z_p: Array, mixture: Array) -> Array:
@@ -171,11 +169,11 @@ jensen_shannon_rows = with_gradients(
 
 
 def _total_variation(z_q: Array, z_p: Array) -> Array:
-    return jnp.sum(jnp.abs(jnp.exp(log_probabilities(z_q)) - jnp.exp(log_probabilities(z_p))), axis=-1) / 2
+    return jnp.sum(jnp.abs(softmax(z_q)[0] - softmax(z_p)[0]), axis=-1) / 2
 
 
 def _total_variation_in_q(z_q: Array, z_p: Array) -> Array:
-    q, p = jnp.exp(log_probabilities(z_q)), jnp.exp(log_probabilities(z_p))
+    q, p = softmax(z_q)[0], softmax(z_p)[0]
     return _centred(q, jnp.sign(q - p) / 2)
 
 
@@ -190,7 +188,7 @@ def _cross_entropy(z: Array, weights: Array) -> Array:
 
 
 def _cross_entropy_in_z(z: Array, weights: Array) -> Array:
-    return jnp.sum(weights, axis=-1, keepdims=True) * jnp.exp(log_probabilities(z)) - weights
+    return jnp.sum(weights, axis=-1, keepdims=True) * softmax(z)[0] - weights
 
 
 def _cross_entropy_in_weights(z: Array, weights: Array) -> Array:
@@ -202,7 +200,7 @@ cross_entropy_rows = with_gradients(_cross_entropy, _cross_entropy_in_z, _cross_
 
 
 def _label_cross_entropy_in_z(z: Array, labels: Array) -> Array:
-    return jnp.exp(log_probabilities(z)) - (jnp.arange(z.shape[-1]) == labels[..., None])
+    return softmax(z)[0] - (jnp.arange(z.shape[-1]) == labels[..., None])
 
 
 label_cross_entropy_rows = with_gradients(

@@ -1,5 +1,6 @@
 """What the losses on logits share: checks, log-probabilities, and large inputs taken block by block."""
 
+import functools
 import math
 from collections.abc import Callable
 from typing import Any
@@ -64,13 +65,19 @@ def scaled(logits: Array, temperature: ArrayLike) -> Array:
     return jnp.where(masked, x, jnp.where(masked, 0.0, x) / temperature)
 
 
-def normalizers(logits: Array, temperature: ArrayLike = 1.0) -> tuple[Array, Array]:
-    """The largest z = logits / T and log sum exp(z - largest), each [..., 1]; 0 and 0 where every class is masked."""
-    z = scaled(logits, temperature)
+def _exponentials(z: Array) -> tuple[Array, Array, Array]:
+    """The largest of z [..., 1], e^(z - largest), and their sum [..., 1]; 0, zeros and 1 where every class is masked."""
     top = jax.lax.stop_gradient(jnp.max(z, axis=-1, keepdims=True))
     top = jnp.where(jnp.isneginf(top), 0.0, top)
-    total = jnp.sum(jnp.exp(z - top), axis=-1, keepdims=True)
-    return top, jnp.log(jnp.where(total <= 0, 1.0, total))
+    powers = jnp.exp(z - top)
+    total = jnp.sum(powers, axis=-1, keepdims=True)
+    return top, powers, jnp.where(total <= 0, 1.0, total)
+
+
+def normalizers(logits: Array, temperature: ArrayLike = 1.0) -> tuple[Array, Array]:
+    """The largest z = logits / T and log sum exp(z - largest), each [..., 1]; 0 and 0 where every class is masked."""
+    top, _, total = _exponentials(scaled(logits, temperature))
+    return top, jnp.log(total)
 
 
 def log_sum_exp(logits: Array) -> Array:
@@ -79,10 +86,17 @@ def log_sum_exp(logits: Array) -> Array:
     return jnp.where(jnp.max(logits, axis=-1) == -jnp.inf, -jnp.inf, (top + log_total)[..., 0])
 
 
+def softmax(logits: Array, temperature: ArrayLike = 1.0) -> tuple[Array, Array]:
+    """p = softmax(logits / T) and log p in at least float32; 0 and -inf throughout where every class is masked."""
+    z = scaled(logits, temperature)
+    top, powers, total = _exponentials(z)
+    # Not exp(log p): that takes every exponential twice, which is most of the time of a loss on CPUs.
+    return powers / total, (z - top) - jnp.log(total)
+
+
 def log_probabilities(logits: Array, temperature: ArrayLike = 1.0) -> Array:
     """log softmax(logits / T) in at least float32; -inf throughout where every class is masked."""
-    top, log_total = normalizers(logits, temperature)
-    return (scaled(logits, temperature) - top) - log_total
+    return softmax(logits, temperature)[1]
 
 
 def at_label(values: Array, labels: Array) -> Array:
@@ -159,14 +173,13 @@ def over_rows(
         (constants, *arrays), (of_constants, *changes) = arguments, tangents
         moving = [k for k, change in enumerate(changes) if not isinstance(change, SymbolicZero)]
         whole = tuple(_split(x, axes, blocks) for x in arrays)
-        result, gradients = _values_and_gradients(
-            lambda *xs: closed(*xs, *constants), whole, {k: arrays[k].shape for k in moving}
-        )
-        result = _join(result, arrays[0].shape[:axes])
+        result, gradients = _values_and_gradients(closed, moving)(constants, whole)
         change = jnp.zeros_like(result)
-        for k, gradient in gradients.items():
-            product = gradient.astype(result.dtype) * changes[k].astype(result.dtype)
-            change += jnp.sum(product, axis=tuple(range(axes, product.ndim)))
+        for k, gradient in zip(moving, gradients, strict=True):
+            # In the shape of the gradient, so that the product can take its place in memory.
+            product = gradient.astype(result.dtype) * _split(changes[k], axes, blocks).astype(result.dtype)
+            change += jnp.sum(product, axis=tuple(range(2, product.ndim)))
+        result, change = (_join(x, arrays[0].shape[:axes]) for x in (result, change))
         if any(not isinstance(t, SymbolicZero) for t in of_constants):
             pairs = zip(constants, of_constants, strict=True)
             given = [jnp.zeros_like(c) if isinstance(t, SymbolicZero) else t for c, t in pairs]
@@ -199,29 +212,42 @@ def block_at(whole: tuple[Array, ...], index: Array) -> tuple[Array, ...]:
 
 
 def _values_and_gradients(
-    function: Callable[..., Array], whole: tuple[Array, ...], moving: dict[int, tuple[int, ...]]
-) -> tuple[Array, dict[int, Array]]:
-    """[n, blocks] values, one a row, and the derivative of each in its row of the `moving` arrays, in the shapes given."""
+    function: Callable[..., Array], moving: list[int]
+) -> Callable[[list[Array], tuple[Array, ...]], tuple[Array, list[Array]]]:
+    """(constants, whole) -> [n, blocks] values of `function(*block, *constants)`, one a row, and the derivative of each in
+    its row of the `moving` ones among the whole arrays [n, blocks, ...], shaped like them.
+    """
 
-    def block(gradients: dict[int, Array], index: Array) -> tuple[dict[int, Array], Array]:
+    def block(constants: list[Array], whole: tuple[Array, ...], index: Array) -> tuple[Array, list[Array]]:
         taken = dict(enumerate(block_at(whole, index)))
         value, back = jax.vjp(
-            lambda moved: function(*(taken | moved).values()), {k: x for k, x in taken.items() if k in moving}
+            lambda moved: function(*(taken | moved).values(), *constants), {k: taken[k] for k in moving}
         )
         # Rows do not see each other: ones give the derivative of every row at once.
         (rows,) = back(vary_with(jnp.ones_like(value), value))
-        return {k: _put(g, rows[k], whole[k].shape, index) for k, g in gradients.items()}, value
+        return value, [rows[k] for k in moving]
 
-    # In the shape that is asked for, so that a product with it can take its place in memory.
-    shapes = {k: shape if math.prod(shape) == whole[k].size else whole[k].shape for k, shape in moving.items()}
-    start = {k: vary_with(jnp.zeros(shape, whole[k].dtype), whole[0]) for k, shape in shapes.items()}
-    gradients, values = jax.lax.scan(block, start, jnp.arange(whole[0].shape[1]))
-    for k, shape in moving.items():
-        if shapes[k] != shape:
-            gradients[k] = _join(gradients[k], shape[: len(shape) - whole[k].ndim + 2])
-    return jnp.moveaxis(values, 0, 1), gradients
+    def in_place(constants: list[Array], whole: tuple[Array, ...]) -> tuple[Array, list[Array]]:
+        kind = jax.eval_shape(block, constants, whole, jnp.int32(0))[0]
+        values = jnp.zeros((*kind.shape, whole[0].shape[1]), kind.dtype)
+        gradients = [vary_with(jnp.zeros_like(whole[k]), whole[k]) for k in moving]
+        start = (jnp.int32(0), functools.reduce(vary_with, (*whole, *constants), values), gradients)
 
+        def step(state: tuple[Array, Array, list[Array]]) -> tuple[Array, Array, list[Array]]:
+            index, *held = state
+            put = lambda x, rows: jax.lax.dynamic_update_index_in_dim(x, rows, index, 1)  # noqa: E731
+            values, gradients = jax.tree.map(put, held, list(block(constants, whole, index)))
+            return index + 1, values, gradients
 
-def _put(x: Array, rows: Array, split: tuple[int, ...], index: Array) -> Array:
-    """`x` with `rows` in the place of a block of it in its `split` shape."""
-    return jax.lax.dynamic_update_index_in_dim(x.reshape(split), rows, index, 1).reshape(x.shape)
+        # Not a scan: under a derivative JAX takes what is constant out of its body, and XLA then no longer sees that value
+        # and derivative share their exponentials.
+        _, values, gradients = jax.lax.while_loop(lambda state: state[0] < whole[0].shape[1], step, start)
+        return values, gradients
+
+    def differentiable(constants: list[Array], whole: tuple[Array, ...]) -> tuple[Array, list[Array]]:
+        found = jax.lax.map(lambda index: block(constants, whole, index), jnp.arange(whole[0].shape[1]))
+        return jax.tree.map(lambda x: jnp.moveaxis(x, 0, 1), found)
+
+    both = jax.custom_jvp(in_place)
+    both.defjvp(lambda arguments, changes: jax.jvp(differentiable, arguments, changes))
+    return both

@@ -23,9 +23,9 @@ from mlfuncs.distillation._rows import (
     check_labels,
     check_pair,
     check_temperature,
-    log_probabilities,
     over_rows,
     scaled,
+    softmax,
     weighted,
 )
 
@@ -211,8 +211,7 @@ def soft_cross_entropy(
     check_temperature(temperature)
 
     def entropy(s: Array, t: Array) -> Array:
-        p = jnp.exp(log_probabilities(t, temperature))
-        return cross_entropy_rows(scaled(s, temperature), p)
+        return cross_entropy_rows(scaled(s, temperature), softmax(t, temperature)[0])
 
     return _with_square(over_rows(entropy, student, teacher), temperature, scale_by_squared_temperature)
 

@@ -120,13 +120,18 @@ def channel_correlation(student_features: ArrayLike, teacher_features: ArrayLike
             f"{np.shape(student_features)[-1]} and {np.shape(teacher_features)[-1]}"
         )
 
-    def correlations(features: ArrayLike) -> Array:
-        x = as_float(features).reshape(np.shape(features)[0], -1, np.shape(features)[-1])
+    def correlations(features: Array) -> Array:
+        x = as_float(features).reshape(features.shape[0], -1, features.shape[-1])
         scale = _scale(x, (1, 2))
         return _unit_rows(jax.vmap(gram)(x / scale), eps / scale / scale)
 
-    difference = correlations(student_features) - jax.lax.stop_gradient(correlations(teacher_features))
-    return jnp.sum(difference**2, axis=(1, 2)) / difference.shape[-1]
+    def examples(student: Array, teacher: Array) -> Array:
+        difference = correlations(student) - correlations(teacher)
+        return jnp.sum(difference**2, axis=(1, 2)) / difference.shape[-1]
+
+    # A few examples at a time: correlations [N, K, K] of both may be far larger than what they are made of.
+    student, teacher = jnp.asarray(student_features), jax.lax.stop_gradient(jnp.asarray(teacher_features))
+    return over_rows(examples, student, teacher, axes=1, held=2 * student.shape[0] * student.shape[-1] ** 2)
 
 
 def self_attention_relation(
@@ -192,8 +197,8 @@ def self_attention_relation(
             total = total + weight * _relation_divergence(s, t, valid, divergence)
         return total
 
-    # A few examples at a time: scores [B, A, L, L] are far larger than what they are made of.
-    return over_rows(examples, valid, *student, *teacher, axes=1, held=batch * relation_heads * length**2)
+    # A few examples at a time: scores [B, A, L, L] of both are far larger than what they are made of.
+    return over_rows(examples, valid, *student, *teacher, axes=1, held=2 * batch * relation_heads * length**2)
 
 
 def _check_projections(name: str, projections: Sequence[ArrayLike], heads: int) -> list[Array]:

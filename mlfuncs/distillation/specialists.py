@@ -41,9 +41,8 @@ def mutual(logits: ArrayLike, *, temperature: ArrayLike = 4.0) -> Array:
     z = jnp.asarray(logits)
     if z.shape[0] == 0:
         raise ValueError(f"logits must hold at least one model, got shape {z.shape}")
-    total = over_rows(
-        lambda models: mutual_rows(scaled(models, temperature)), jnp.moveaxis(z, 0, 1), axes=1, held=z[0].size
-    )
+    # Each model an array of its own, so that none is copied to stand beside the others; two arrays [M, B, C] are held.
+    total = over_rows(lambda *models: mutual_rows(scaled(jnp.stack(models, -2), temperature)), *z, held=2 * z.size)
     return jnp.multiply(temperature, temperature * total)
 
 
@@ -102,7 +101,7 @@ def routed_teachers(
     if k > teachers.shape[0]:
         raise ValueError(f"k must be at most the number of teachers, {teachers.shape[0]}, got {k}")
     mass, chosen = jax.lax.top_k(gate, k)
-    picked = jnp.take_along_axis(teachers, chosen.T[:, :, None], axis=0)
+    picked = jnp.take_along_axis(teachers, chosen.T[:, :, None], axis=0, mode="promise_in_bounds")
     terms = kullback_leibler(jnp.broadcast_to(student, picked.shape), picked, temperature=temperature)
     if weighted:
         total = jnp.sum(mass, axis=1, keepdims=True)

@@ -7,7 +7,7 @@ from jax import Array
 from jax.typing import ArrayLike
 
 from mlfuncs import _checks
-from mlfuncs._arrays import as_float, gather_batch, gram, safe_sqrt, squared_distances, sum_over, unit_vectors
+from mlfuncs._arrays import as_float, gather_batch, gram, safe_sqrt, squared_distances, sum_over, top_k, unit_vectors
 
 BLOCK = 512  # rows of a distance matrix held at once
 
@@ -142,7 +142,7 @@ def nearest_neighbor_predictions(
     centre = jnp.mean(known, axis=0)  # a common shift costs digits and changes no distance
 
     def vote(row: Array) -> Array:
-        _, nearest = jax.lax.top_k(-squared_distances((row - centre)[None], known - centre)[0], neighbors)
+        _, nearest = top_k(-squared_distances((row - centre)[None], known - centre)[0], neighbors)
         chosen = labels[nearest]
         votes = jnp.sum(chosen[:, None] == chosen[None, :], axis=1)
         return jnp.min(jnp.where(votes == jnp.max(votes), chosen, jnp.iinfo(jnp.int32).max))

@@ -13,7 +13,7 @@ from jax import Array
 from jax.typing import ArrayLike
 
 from mlfuncs import _checks
-from mlfuncs._arrays import as_float, gather_batch, gather_over, own_rows, unit_vectors
+from mlfuncs._arrays import as_float, gather_batch, gather_over, own_rows, top_k, unit_vectors
 
 
 class _Neighbours(NamedTuple):
@@ -24,23 +24,48 @@ class _Neighbours(NamedTuple):
     found: Array
 
     def best(self, k: int) -> "_Neighbours":
-        # Which ones is not differentiated. Of equal ones top_k takes the first, which has the lower index in the bank.
-        ranked = jax.lax.stop_gradient(jnp.where(self.found, self.scores, -jnp.inf))
-        places = jax.lax.top_k(ranked, min(k, ranked.shape[1]))[1]
+        places = _places(self.scores, self.found, k)
         return _Neighbours(*(jnp.take_along_axis(part, places, axis=1) for part in self))
 
-    def best_of_all(self, k: int, batch: int, axis_name: str | None) -> "_Neighbours":
-        """The best of this device's queries, of which each device knows those in its own part of the bank."""
-        best = self.best(k)
+    def of_all(self, k: int, batch: int, axis_name: str | None) -> "_Neighbours":
+        """The best of this device's queries, where each device knows those of all queries in its own part of the bank."""
         if axis_name is None:
-            return best
+            return self
 
         def exchange(part: Array) -> Array:
             parts = gather_over(part.astype(jnp.int32) if part.dtype == bool else part, axis_name)  # [devices, N, K]
             rows = jnp.moveaxis(parts, 0, 1).reshape(part.shape[0], -1)  # in the order of the bank, for ties
             return own_rows(rows, batch, axis_name).astype(part.dtype)
 
-        return _Neighbours(*map(exchange, best)).best(k)
+        return _Neighbours(*map(exchange, self)).best(k)
+
+
+def _places(scores: Array, found: Array, k: int) -> Array:
+    """[B, k] of the most similar ones found, the lower place of equal ones. Which ones is not differentiated."""
+    ranked = jax.lax.stop_gradient(jnp.where(found, scores, -jnp.inf))
+    return top_k(ranked, min(k, ranked.shape[1]))[1]
+
+
+class _Search(NamedTuple):
+    """Unit vectors: the queries of all devices [N, D], over temperature, and this device's part of the bank [M, D]."""
+
+    queries: Array
+    bank: Array
+    labels: Array  # [M]
+    scores: Array  # [N, M]
+    found: Array  # [1, M] or [N, M]: which places count
+
+    def best(self, k: int, label: Array | None = None) -> _Neighbours:
+        """Of each query, with `label` [N, 1] among places that have it."""
+        found = self.found if label is None else self.found & (self.labels == label)
+        places = _places(self.scores, found, k)
+        if places.shape[1] * self.bank.shape[1] <= self.bank.shape[0]:
+            # Few features: their products again, for a derivative without one as large as that of all scores.
+            scores = jnp.einsum("nd,nkd->nk", self.queries, self.bank[places], precision=jax.lax.Precision.HIGHEST)
+        else:
+            scores = jnp.take_along_axis(self.scores, places, axis=1)
+        here = jnp.take_along_axis(jnp.broadcast_to(found, self.scores.shape), places, axis=1)
+        return _Neighbours(scores, self.labels[places], here)
 
 
 def _check_bank(bank: ArrayLike, bank_labels: ArrayLike) -> None:
@@ -67,25 +92,23 @@ def _check_queries(
         _checks.integers("exclude", exclude)
 
 
-def _similarities(
+def _search(
     queries: ArrayLike,
     bank: ArrayLike,
     bank_labels: ArrayLike,
     temperature: ArrayLike,
     exclude: ArrayLike | None,
     axis_name: str | None,
-) -> _Neighbours:
-    """All places of this device's part of the bank, for the queries of all devices."""
-    f = unit_vectors(gather_batch(as_float(queries), axis_name))
-    v = unit_vectors(as_float(bank))
-    scores = jnp.matmul(f, v.T, precision=jax.lax.Precision.HIGHEST) / as_float(temperature)
-    labels = jnp.broadcast_to(jnp.asarray(bank_labels, jnp.int32), scores.shape)
-    found = labels >= 0
+) -> _Search:
+    f = unit_vectors(gather_batch(as_float(queries), axis_name)) / as_float(temperature)
+    v, labels = unit_vectors(as_float(bank)), jnp.asarray(bank_labels, jnp.int32)
+    scores = jnp.matmul(f, v.T, precision=jax.lax.Precision.HIGHEST)
+    found = labels[None] >= 0
     if exclude is not None:
         first = 0 if axis_name is None else jax.lax.axis_index(axis_name) * v.shape[0]
         own = gather_batch(jnp.asarray(exclude, jnp.int32), axis_name)
         found &= first + jnp.arange(v.shape[0]) != own[:, None]
-    return _Neighbours(scores, labels, found)
+    return _Search(f, v, labels, scores, found)
 
 
 def _log_sum_exp(scores: Array, chosen: Array) -> Array:
@@ -147,12 +170,11 @@ def leave_one_out_neighbours(
     _checks.integers("query_labels", query_labels)
     if exclude is not None and axis_name is None:
         _checks.within("exclude", exclude, -1, places - 1)
-    every = _similarities(queries, bank, bank_labels, temperature, exclude, axis_name)
+    search = _search(queries, bank, bank_labels, temperature, exclude, axis_name)
     labels = jnp.asarray(query_labels, jnp.int32)[:, None]
-    nearest = every.best_of_all(k, batch, axis_name)
+    nearest = search.best(k).of_all(k, batch, axis_name)
     if guarantee_positive:
-        same = every._replace(found=every.found & (every.labels == gather_batch(labels, axis_name)))
-        closest = same.best_of_all(1, batch, axis_name)
+        closest = search.best(1, gather_batch(labels, axis_name)).of_all(1, batch, axis_name)
         lacking = ~jnp.any(nearest.found & (nearest.labels == labels), axis=1, keepdims=True)
         closest = closest._replace(found=closest.found & lacking)
         nearest = _Neighbours(*(jnp.concatenate(both, axis=1) for both in zip(nearest, closest, strict=True)))
@@ -212,8 +234,8 @@ def neighbour_class_probabilities(
     batch, places = np.shape(queries)[0], np.shape(bank)[0]
     if exclude is not None and axis_name is None:
         _checks.within("exclude", exclude, -1, places - 1)
-    every = _similarities(queries, bank, bank_labels, temperature, exclude, axis_name)
-    scores, labels, found = every.best_of_all(k, batch, axis_name)
+    search = _search(queries, bank, bank_labels, temperature, exclude, axis_name)
+    scores, labels, found = search.best(k).of_all(k, batch, axis_name)
     total = _log_sum_exp(scores, found)[:, None]
     votes = jnp.where(found, jnp.exp(jnp.where(found, scores - total, 0.0)), 0.0)
     # Added up in place: no [B, k, C].

@@ -304,14 +304,16 @@ def test_blocks_keep_every_kind_of_derivative(monkeypatch):
         return (
             jax.jvp(total, (student,), (teacher,))[1],
             jax.jvp(jax.grad(total), (student,), (teacher,))[1],
+            jax.grad(lambda s: jnp.vdot(jax.grad(total)(s), teacher))(student),
             jax.vmap(lambda s: distillation.kullback_leibler(s, teacher))(jnp.stack([student, teacher]))[0],
         )
 
-    slope, curvature, mapped = derivatives(student, teacher)
+    slope, curvature, backwards, mapped = derivatives(student, teacher)
     q, log_q = softened(student)
     p, log_p = softened(teacher)
     np.testing.assert_allclose(slope, np.vdot(q - p, teacher), rtol=1e-4)
-    np.testing.assert_allclose(curvature, q * (teacher - (q * teacher).sum(-1, keepdims=True)), rtol=1e-4, atol=1e-5)
+    for twice in (curvature, backwards):
+        np.testing.assert_allclose(twice, q * (teacher - (q * teacher).sum(-1, keepdims=True)), rtol=1e-4, atol=1e-5)
     np.testing.assert_allclose(mapped, (p * (log_p - log_q)).sum(-1), rtol=1e-4)
 
 
