@@ -156,6 +156,8 @@ def over_rows(
     if blocks <= 1:
         return function(*arrays)
     blocks = pieces(rows, blocks, rows)
+    # Inside `shard_map` one of them may be the same on all devices; a block of it is not told apart from the others'.
+    arrays = tuple(functools.reduce(vary_with, arrays, x) for x in arrays)
     first = (x.reshape(rows, *x.shape[axes:])[: -(-rows // blocks)] for x in arrays)
     closed, constants = jax.closure_convert(function, *first)
 

@@ -367,6 +367,24 @@ def test_split_inputs_give_the_same(spec, monkeypatch):
     np.testing.assert_allclose(jax.jit(rows)(student, teacher).mean(), expected[0], rtol=1e-5)
 
 
+def test_a_teacher_that_all_devices_hold_teaches_each_part_of_the_batch(monkeypatch):
+    monkeypatch.setattr(_rows, "BLOCK", 16)
+    mesh = jax.make_mesh((4,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
+    student, teacher, temperature = pair((16, 8))[0], pair((4, 8))[1], jnp.float32(2.0)
+
+    def split(s, t, tau):
+        total = lambda *x: jax.lax.psum(distillation.kullback_leibler(*x[:2], temperature=x[2]).sum(), "data")  # noqa: E731
+        return jax.value_and_grad(total, argnums=(0, 1, 2))(s, t, tau)
+
+    def whole(s, t, tau):
+        return distillation.kullback_leibler(s, jnp.tile(t, (4, 1)), temperature=tau).sum()
+
+    specs = (P(), (P("data"), P(), P()))
+    found = jax.jit(jax.shard_map(split, mesh=mesh, in_specs=specs[1], out_specs=specs))(student, teacher, temperature)
+    expected = jax.jit(jax.value_and_grad(whole, argnums=(0, 1, 2)))(student, teacher, temperature)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), found, expected)
+
+
 ONES, LABELS = jnp.ones((2, 3)), jnp.zeros(2, jnp.int32)
 
 
