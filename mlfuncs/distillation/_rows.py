@@ -175,13 +175,15 @@ def over_rows(
         (constants, *arrays), (of_constants, *changes) = arguments, tangents
         moving = [k for k, change in enumerate(changes) if not isinstance(change, SymbolicZero)]
         whole = tuple(_split(x, axes, blocks) for x in arrays)
-        result, gradients = _values_and_gradients(closed, moving)(constants, whole)
+        # Gradients in the shape of the changes where that has as many values: a product can then take their place in memory.
+        shapes = [arrays[k].shape if arrays[k].size == whole[k].size else whole[k].shape for k in moving]
+        result, gradients = _values_and_gradients(closed, moving, shapes)(constants, whole)
+        result = _join(result, arrays[0].shape[:axes])
         change = jnp.zeros_like(result)
         for k, gradient in zip(moving, gradients, strict=True):
-            # In the shape of the gradient, so that the product can take its place in memory.
-            product = gradient.astype(result.dtype) * _split(changes[k], axes, blocks).astype(result.dtype)
-            change += jnp.sum(product, axis=tuple(range(2, product.ndim)))
-        result, change = (_join(x, arrays[0].shape[:axes]) for x in (result, change))
+            gradient = gradient if gradient.shape == arrays[k].shape else _join(gradient, arrays[k].shape[:axes])
+            product = gradient.astype(result.dtype) * changes[k].astype(result.dtype)
+            change += jnp.sum(product, axis=tuple(range(axes, product.ndim)))
         if any(not isinstance(t, SymbolicZero) for t in of_constants):
             pairs = zip(constants, of_constants, strict=True)
             given = [jnp.zeros_like(c) if isinstance(t, SymbolicZero) else t for c, t in pairs]
@@ -214,10 +216,10 @@ def block_at(whole: tuple[Array, ...], index: Array) -> tuple[Array, ...]:
 
 
 def _values_and_gradients(
-    function: Callable[..., Array], moving: list[int]
+    function: Callable[..., Array], moving: list[int], shapes: list[tuple[int, ...]]
 ) -> Callable[[list[Array], tuple[Array, ...]], tuple[Array, list[Array]]]:
     """(constants, whole) -> [n, blocks] values of `function(*block, *constants)`, one a row, and the derivative of each in
-    its row of the `moving` ones among the whole arrays [n, blocks, ...], shaped like them.
+    its row of the `moving` ones among the whole arrays [n, blocks, ...], in the shapes given.
     """
 
     def block(constants: list[Array], whole: tuple[Array, ...], index: Array) -> tuple[Array, list[Array]]:
@@ -232,14 +234,18 @@ def _values_and_gradients(
     def in_place(constants: list[Array], whole: tuple[Array, ...]) -> tuple[Array, list[Array]]:
         kind = jax.eval_shape(block, constants, whole, jnp.int32(0))[0]
         values = jnp.zeros((*kind.shape, whole[0].shape[1]), kind.dtype)
-        gradients = [vary_with(jnp.zeros_like(whole[k]), whole[k]) for k in moving]
+        gradients = [
+            vary_with(jnp.zeros(shape, whole[k].dtype), whole[k]) for k, shape in zip(moving, shapes, strict=True)
+        ]
         start = (jnp.int32(0), functools.reduce(vary_with, (*whole, *constants), values), gradients)
 
         def step(state: tuple[Array, Array, list[Array]]) -> tuple[Array, Array, list[Array]]:
-            index, *held = state
-            put = lambda x, rows: jax.lax.dynamic_update_index_in_dim(x, rows, index, 1)  # noqa: E731
-            values, gradients = jax.tree.map(put, held, list(block(constants, whole, index)))
-            return index + 1, values, gradients
+            index, values, gradients = state
+            value, rows = block(constants, whole, index)
+            values = jax.lax.dynamic_update_index_in_dim(values, value, index, 1)
+            parts = zip(moving, gradients, rows, strict=True)
+            placed = [_put(x, own, whole[k].shape, index) for k, x, own in parts]
+            return index + 1, values, placed
 
         # Not a scan: under a derivative JAX takes what is constant out of its body, and XLA then no longer sees that value
         # and derivative share their exponentials.
@@ -248,8 +254,14 @@ def _values_and_gradients(
 
     def differentiable(constants: list[Array], whole: tuple[Array, ...]) -> tuple[Array, list[Array]]:
         found = jax.lax.map(lambda index: block(constants, whole, index), jnp.arange(whole[0].shape[1]))
-        return jax.tree.map(lambda x: jnp.moveaxis(x, 0, 1), found)
+        values, gradients = jax.tree.map(lambda x: jnp.moveaxis(x, 0, 1), found)
+        return values, [x.reshape(shape) for x, shape in zip(gradients, shapes, strict=True)]
 
     both = jax.custom_jvp(in_place)
     both.defjvp(lambda arguments, changes: jax.jvp(differentiable, arguments, changes))
     return both
+
+
+def _put(x: Array, rows: Array, split: tuple[int, ...], index: Array) -> Array:
+    """`x` with `rows` in the place of a block of it in its `split` shape."""
+    return jax.lax.dynamic_update_index_in_dim(x.reshape(split), rows, index, 1).reshape(x.shape)

@@ -344,14 +344,16 @@ def labelled(student, teacher):
 
 
 @pytest.mark.parametrize("loss", [*LOSSES, labelled], ids=name_of)
-def test_a_large_vocabulary_is_not_copied_to_float32(loss):
-    # Compiled, not run: 1024 tokens of 32k classes in bfloat16.
-    logits = jax.ShapeDtypeStruct((1024, 2**15), jnp.bfloat16)
-    copy = 4 * 1024 * 2**15
+def test_a_large_vocabulary_is_not_copied(loss):
+    # Compiled, not run: 1024 tokens of 32k classes.
+    count = 1024 * 2**15
     gradient = jax.jit(jax.value_and_grad(lambda s, t: loss(s, t).mean()))
-    memory = gradient.lower(logits, logits).compile().memory_analysis()
-    assert memory.temp_size_in_bytes < 0.8 * copy  # half a copy is one gradient in bfloat16, the rest are blocks
-    assert memory.output_size_in_bytes < copy / 2 + 64  # the gradient, in bfloat16
+    # Beside the result, blocks: the one gradient in bfloat16 is another than that of the result, in float32 it is the same.
+    for dtype, most in ((jnp.bfloat16, 3.2), (jnp.float32, 1.6)):
+        logits = jax.ShapeDtypeStruct((1024, 2**15), dtype)
+        memory = gradient.lower(logits, logits).compile().memory_analysis()
+        assert memory.temp_size_in_bytes < most * count
+        assert memory.output_size_in_bytes < jnp.dtype(dtype).itemsize * count + 64
 
 
 @pytest.mark.parametrize("spec", [P("data"), P(None, "data")], ids=["rows", "classes"])
