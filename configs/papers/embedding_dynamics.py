@@ -29,12 +29,13 @@ def get_config() -> ml_collections.ConfigDict:
     )
     config.settings = {
         "shared": {},
+        "data": "digits",  # or "mnist", "cifar10"
         "train": 1200,
         "test": 597,
         "widths": (128, 128),
         "dimension": 32,
         "views": 4,
-        "shift": 1.0,  # pixels
+        "shift": 1.0,  # eighths of the side, which are pixels of digits
         "degrees": 15.0,
         "noise": 0.1,
         "batch": 64,

@@ -35,6 +35,7 @@ def get_config() -> ml_collections.ConfigDict:
     )
     config.settings = {
         "shared": {},
+        "data": "digits",  # or "mnist", "cifar10"
         "train": 800,
         "test": 997,
         "groups": 2,  # coarse labels of the ten digits: 2 or 5

@@ -16,7 +16,7 @@ VECTORISED = False  # so that arms share what is compiled, which takes longer he
 
 
 def coarse(labels: Array, groups: int) -> Array:
-    """Digits in groups of neighbours: 0 to 4 and 5 to 9, or pairs."""
+    """Ten labels in groups of neighbours: 0 to 4 and 5 to 9, or pairs."""
     return labels * groups // training.CLASSES
 
 
@@ -62,7 +62,7 @@ def contrastive(
     neighbours: int,
 ) -> Any:
     """Trains by a loss between projections and a bank of all training images, each as it was when last seen."""
-    network = training.perceptron(widths, classes=projection)
+    network = training.perceptron(widths, classes=projection, pixels=train.x.shape[1])
     optimizer = optax.adam(optax.cosine_decay_schedule(learning_rate, rows.shape[0]))
     size = train.x.shape[0]
 
@@ -96,7 +96,7 @@ def classified(
     params: Any, train: training.Labelled, rows: Array, learning_rate: float, *, widths: tuple[int, ...], groups: int
 ) -> Any:
     """Trains by cross-entropy."""
-    network = training.perceptron(widths, classes=groups)
+    network = training.perceptron(widths, classes=groups, pixels=train.x.shape[1])
 
     def loss(params: Any, rows: Array, key: Array) -> Array:
         del key
@@ -124,10 +124,11 @@ def measured(
 def run(config: ml_collections.ConfigDict, key: Array) -> dict[str, Array]:
     """Pre-trains on coarse labels, then reads fine ones from the features below the projection."""
     data_key, init_key, order_key = jax.random.split(key, 3)
-    train, test = training.digit_splits(data_key, (config.train, config.test))
+    train, test = training.flat_splits(config.data, data_key, (config.train, config.test))
     train_groups, test_groups = (coarse(part.y, config.groups) for part in (train, test))
     widths, by_label = tuple(config.widths), config.objective == "cross_entropy"
-    network = training.perceptron(widths, classes=config.groups if by_label else config.projection)
+    outputs = config.groups if by_label else config.projection
+    network = training.perceptron(widths, classes=outputs, pixels=train.x.shape[1])
     params = network.init(init_key)
     rows = training.batches(order_key, config.train, config.batch, config.steps)
     given = (params, training.Labelled(train.x, train_groups), rows)

@@ -75,10 +75,18 @@ def image_splits(name: str, key: Array, sizes: tuple[int, int]) -> tuple[Labelle
     return parts[0], parts[1]
 
 
-def perceptron(widths: tuple[int, ...], *, classes: int = CLASSES, **settings: Any) -> models.Model:
-    """`experiments.models.perceptron` for digits: init(key) -> params, apply(params, x, masks=...) -> logits, features."""
+def flat_splits(name: str, key: Array, sizes: tuple[int, int]) -> tuple[Labelled, Labelled]:
+    """As `image_splits`, each image one row: [N, H W C]."""
+    train, test = image_splits(name, key, sizes)
+    return train._replace(x=train.x.reshape(sizes[0], -1)), test._replace(x=test.x.reshape(sizes[1], -1))
+
+
+def perceptron(
+    widths: tuple[int, ...], *, classes: int = CLASSES, pixels: int = PIXELS, **settings: Any
+) -> models.Model:
+    """`experiments.models.perceptron` of rows of pixels: init(key), apply(params, x, masks=...) -> logits, features."""
     config = ml_collections.ConfigDict({"name": "perceptron", "widths": tuple(widths), **settings})
-    return models.build(config, example_shape=(PIXELS,), num_classes=classes)
+    return models.build(config, example_shape=(pixels,), num_classes=classes)
 
 
 def batches(key: Array, size: int, batch: int, steps: int) -> Array:
