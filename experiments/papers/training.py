@@ -17,7 +17,7 @@ from jax import Array
 
 from experiments import models, runs, worlds
 from experiments.engine import logs
-from experiments.tasks import classification
+from experiments.tasks import classification, common
 from experiments.worlds import digits
 
 PIXELS = 64
@@ -192,3 +192,10 @@ def classifier(config: ml_collections.ConfigDict, cache_dir: str) -> Callable[[A
     lacks it."""
     outputs: Callable[[Array], dict[str, Array]] = jax.jit(classification.outputs(runs.obtain(config, Path(cache_dir))))
     return outputs
+
+
+@kept
+def judge(config: ml_collections.ConfigDict, cache_dir: str) -> common.Judge:
+    """What measures samples of a config of `experiments.train`, with the world that they are compared with."""
+    trained = functools.partial(runs.obtain, cache_dir=Path(cache_dir))
+    return common.Judge(config, worlds.build(config.data, trained), trained)
