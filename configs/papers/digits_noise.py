@@ -40,7 +40,7 @@ def settings(**changed: Any) -> dict[str, Any]:
 
 def smoke(**changed: Any) -> dict[str, Any]:
     """Sizes of seconds, for `config.smoke`."""
-    shared = {"train": 64, "test": 32, "teacher_widths": (16, 16), "teacher_steps": 4, "teacher_batch": 16}
+    shared = {"train": 64, "test": 32, "teacher_widths": (16,), "teacher_steps": 4, "teacher_batch": 16}
     return {"shared": shared, "widths": (8,), "examples": 24, "batch": 8, "steps": 4, **changed}
 
 

@@ -52,7 +52,7 @@ def get_config() -> ml_collections.ConfigDict:
     }
     config.smoke = {
         "shared": {
-            "widths": (8, 8),
+            "widths": (8,),
             "batch": 8,
             "teacher_steps": 2,
             "updates": 16,

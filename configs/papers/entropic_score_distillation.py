@@ -65,7 +65,7 @@ def get_config() -> ml_collections.ConfigDict:
     }
     config.smoke = {
         "gaussian": {"steps": 4, "batch": 8},
-        "views": {"steps": 2, "batch": 8, "widths": (8, 8), "draws": 8},
+        "views": {"steps": 2, "batch": 8, "widths": (8,), "draws": 8},
     }
     config.arms = (
         arm("Gaussian, SDS", entropy_weight=0.0, gaussian={"plain": True}),

@@ -29,7 +29,7 @@ def get_config() -> ml_collections.ConfigDict:
         "early": 100,
         "redraws": 256,
     }
-    config.smoke = {"train": 64, "test": 64, "widths": (16, 16), "batch": 16, "steps": 8, "early": 4, "redraws": 16}
+    config.smoke = {"train": 64, "test": 64, "widths": (16,), "batch": 16, "steps": 8, "early": 4, "redraws": 16}
     config.arms = tuple(
         arm(_name(rate, samples), num_samples=samples, rate=rate) for rate in (0.5, 0.8, 0.9) for samples in (1, 8, 32)
     )

@@ -83,12 +83,11 @@ def run(config: ml_collections.ConfigDict, key: Array) -> dict[str, float]:
         raise ValueError(f"sampler must be one of {', '.join(SAMPLERS)}, got {config.sampler!r}")
     if config.steps < MEASURED or config.steps % MEASURED:
         raise ValueError(f"steps must be a multiple of {MEASURED}, the levels that are measured, got {config.steps}")
-    teacher = trained_teacher(config, key)
     train_key, noise_key = jax.random.split(key)
-    noise = _noise(teacher, jnp.arange(config.samples), noise_key)
-    truth = jax.jit(teacher.signals)(noise)[teacher.measured]
+    teacher, judge, noise, truth = _problem(
+        config.teacher, key, noise_key, config.steps, config.samples, config.cache_dir
+    )
     found = SAMPLERS[config.sampler](config, teacher, noise, truth, train_key)
-    judge = common.Judge(teacher.run.config, teacher.run.world, partial(runs.obtain, cache_dir=Path(config.cache_dir)))
     errors = _errors(found, truth[-len(found) :])
     measured = {
         "frechet_distance": judge.distance_of(found[-1]),
@@ -102,11 +101,22 @@ def run(config: ml_collections.ConfigDict, key: Array) -> dict[str, float]:
     return measured
 
 
-def trained_teacher(config: ml_collections.ConfigDict, key: Array) -> Teacher:
+@training.kept
+def _problem(
+    config: ml_collections.ConfigDict, key: Array, noise_key: Array, steps: int, samples: int, cache_dir: str
+) -> tuple[Teacher, common.Judge, Array, Array]:
+    """What all arms of a seed share: the teacher, the judge, noise [N, ...] and signals [MEASURED, N, ...] of the truth."""
+    teacher = trained_teacher(config, key, steps, cache_dir)
+    judge = common.Judge(teacher.run.config, teacher.run.world, partial(runs.obtain, cache_dir=Path(cache_dir)))
+    noise = _noise(teacher, jnp.arange(samples), noise_key)
+    return teacher, judge, noise, jax.jit(teacher.signals)(noise)[teacher.measured]
+
+
+def trained_teacher(config: ml_collections.ConfigDict, key: Array, steps: int, cache_dir: str) -> Teacher:
     """The teacher of a seed, from the cache of runs."""
-    trained = training.engine_run(config.teacher, key, config.cache_dir).run
+    trained = training.engine_run(config, key, cache_dir).run
     levels = trained.config.diffusion
-    grid = consistency.karras_levels(config.steps + 1, sigma_min=levels.sigma_min, sigma_max=levels.sigma_max)[::-1]
+    grid = consistency.karras_levels(steps + 1, sigma_min=levels.sigma_min, sigma_max=levels.sigma_max)[::-1]
     return Teacher(trained, task.conditional_denoiser(trained), grid)
 
 

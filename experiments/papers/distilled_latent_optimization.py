@@ -2,7 +2,6 @@
 
 from collections.abc import Callable
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -12,9 +11,9 @@ import numpy as np
 import optax
 from jax import Array
 
-from experiments import models, runs, worlds
+from experiments import models, worlds
 from experiments.papers import training
-from experiments.tasks import common, diffusion
+from experiments.tasks import diffusion
 from mlfuncs import consistency, guidance
 from mlfuncs import diffusion as methods
 
@@ -141,9 +140,8 @@ def run(config: ml_collections.ConfigDict, key: Array, given: dict[str, Any]) ->
     """Searches latents for both controls, decodes them, and measures what the decoded digits miss and look like."""
     if config.model not in MODELS:
         raise ValueError(f"model must be one of {', '.join(MODELS)}, got {config.model!r}")
-    trained = partial(runs.obtain, cache_dir=Path(config.cache_dir))
-    world = worlds.build(config.shared.teacher.data, trained)
-    judge = common.Judge(config.shared.teacher, world, trained)
+    judge = training.judge(config.shared.teacher, config.cache_dir)
+    world = judge.world
     network, params = caller(config.shared, world, config.model), given[config.model]
     decode = partial(jax.jit(sampler(config.shared, network, config.model, config.decode_calls)), params)
     test, validation = targets(world, jax.random.fold_in(key, 2), config.targets)

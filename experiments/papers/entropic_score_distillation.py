@@ -155,13 +155,15 @@ def views(config: ml_collections.ConfigDict, key: Array) -> dict[str, Array]:
         updates, state = optimizers[part].update(gradients, states[part], params[part])
         return params | {part: optax.apply_updates(params[part], updates)}, states | {part: state}
 
-    def step(carry: Any, key: Array) -> tuple[Any, None]:
+    def critic_step(carry: Any, key: Array) -> tuple[Any, None]:
         params, states = carry
-        first_key, *critic_keys = jax.random.split(key, 1 + world.critic_updates)
-        for critic_key in critic_keys:
-            gradients = jax.grad(critic_loss)(params["critic"], params["generator"], critic_key)
-            params, states = update("critic", gradients, params, states)
-        gradients = jax.grad(generator_loss)(params["generator"], params["critic"], first_key)
+        gradients = jax.grad(critic_loss)(params["critic"], params["generator"], key)
+        return update("critic", gradients, params, states), None
+
+    def step(carry: Any, key: Array) -> tuple[Any, None]:
+        keys = jax.random.split(key, 1 + world.critic_updates)
+        (params, states), _ = jax.lax.scan(critic_step, carry, keys[1:])
+        gradients = jax.grad(generator_loss)(params["generator"], params["critic"], keys[0])
         return update("generator", gradients, params, states), None
 
     states = {part: optimizer.init(params[part]) for part, optimizer in optimizers.items()}

@@ -1,7 +1,6 @@
 """One-step generators of scenes distilled under one or random guidance scales, and prompts that say what not to draw."""
 
 from functools import partial
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -12,7 +11,7 @@ from jax import Array
 
 from experiments import models, runs, worlds
 from experiments.papers import training
-from experiments.tasks import classification, diffusion
+from experiments.tasks import diffusion
 from experiments.worlds import scenes
 from mlfuncs import attention, guidance, metrics, score_distillation
 
@@ -93,7 +92,7 @@ class _Judge:
 
     def __init__(self, config: ml_collections.ConfigDict, world: worlds.World):
         self._world = world
-        self._outputs = jax.jit(classification.outputs(runs.obtain(config.judge, Path(config.cache_dir))))
+        self._outputs = training.classifier(config.judge, config.cache_dir)
         real = world.train.read(np.arange(min(len(world.train), config.reference)))["image"]
         self._real = self._outputs(world.to_model(jnp.asarray(real)))["features"]
 

@@ -1,7 +1,6 @@
 """Pairwise sample optimisation of a few-step model of digits, towards more ink, against denoising the most inked digits."""
 
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -11,9 +10,8 @@ import numpy as np
 import optax
 from jax import Array
 
-from experiments import models, runs
+from experiments import models
 from experiments.papers import training
-from experiments.tasks import classification
 from mlfuncs import consistency, diffusion, metrics, preference, vision
 
 VECTORISED = False
@@ -34,18 +32,18 @@ def run(config: ml_collections.ConfigDict, key: Array) -> dict[str, Any]:
     """Trains `config.run` from the seed of the key, tunes it by `config.method`, and measures what it draws in few steps."""
     if config.method not in ("none", *LOSSES):
         raise ValueError(f"method must be one of {', '.join(('none', *LOSSES))}, got {config.method!r}")
-    base = training.engine_run(config.run, key, config.cache_dir).run
-    problem = _problem(config, base)
+    problem, draw = _problem(config.run, key, config.levels, config.share, config.samples, config.cache_dir)
     params_key, test_key = jax.random.split(key)
     params = problem.start if config.method == "none" else _tune(config, problem, params_key)
-    judge = classification.features(runs.obtain(config.run.evaluation.features, Path(config.cache_dir)))
-    draw = jax.jit(lambda params, key: trajectory(problem, params, key, config.samples)[-1])
+    outputs = training.classifier(config.run.evaluation.features, config.cache_dir)
     before, drawn = draw(problem.start, test_key), draw(params, test_key)
     wanted, reward = jnp.mean(ink(problem.chosen)), jnp.mean(ink(drawn))
     return {
         "reward": reward,
         "gap_closed": (reward - jnp.mean(ink(before))) / (wanted - jnp.mean(ink(before))),
-        "frechet_distance": metrics.frechet_distance(judge(problem.chosen), judge(drawn)),
+        "frechet_distance": metrics.frechet_distance(
+            *(outputs(images)["features"] for images in (problem.chosen, drawn))
+        ),
         "sharpness": _variation(drawn) / _variation(problem.chosen),
     }
 
@@ -64,7 +62,12 @@ def _variation(images: Array) -> Array:
     return jnp.mean(vision.total_variation(jnp.clip(images, -1, 1)))
 
 
-def _problem(config: ml_collections.ConfigDict, base: runs.Run) -> Problem:
+@training.kept
+def _problem(
+    config: ml_collections.ConfigDict, key: Array, levels: tuple[float, ...], share: float, samples: int, cache_dir: str
+) -> tuple[Problem, Callable[[Any, Array], Array]]:
+    """What all arms of a seed share, and compiled `draw(params, key) -> samples` in few steps."""
+    base = training.engine_run(config, key, cache_dir).run
     world, c = base.world, base.config.consistency
     model = models.build(base.config.model, example_shape=world.example_shape, num_classes=world.num_classes)
 
@@ -73,8 +76,9 @@ def _problem(config: ml_collections.ConfigDict, base: runs.Run) -> Problem:
         return consistency.consistency_function(network, sigma_data=c.sigma_data, sigma_min=c.sigma_min)
 
     images = world.to_model(jnp.asarray(world.train.read(np.arange(len(world.train)))["image"]))
-    levels = jnp.asarray((*config.levels, 0.0))
-    return Problem(function, base.state.average, levels, most_inked(images, config.share))
+    chosen = most_inked(images, share)
+    problem = Problem(function, base.state.average, jnp.asarray((*levels, 0.0)), chosen)
+    return problem, jax.jit(lambda params, key: trajectory(problem, params, key, samples)[-1])
 
 
 def trajectory(problem: Problem, params: Any, key: Array, num: int) -> Array:

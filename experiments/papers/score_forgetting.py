@@ -2,7 +2,6 @@
 
 from collections.abc import Callable
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -14,7 +13,7 @@ from jax import Array
 
 from experiments import models, runs
 from experiments.papers import training
-from experiments.tasks import classification, diffusion, score_distillation
+from experiments.tasks import diffusion, score_distillation
 from mlfuncs import diffusion as methods
 from mlfuncs import metrics, unlearning
 
@@ -61,8 +60,7 @@ class _Judge:
 
     def __init__(self, config: ml_collections.ConfigDict, trained: runs.Run, forgotten: int):
         world = trained.world
-        judge = runs.obtain(config.run.evaluation.features, Path(config.cache_dir))
-        self._outputs = jax.jit(classification.outputs(judge))
+        self._outputs = training.classifier(config.run.evaluation.features, config.cache_dir)
         self.forgotten, self.samples = forgotten, config.samples
         examples = world.train.read(np.arange(len(world.train)))
         kept = world.to_model(jnp.asarray(examples["image"][examples["label"] != forgotten]))

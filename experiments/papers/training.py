@@ -2,10 +2,11 @@
 
 import functools
 import itertools
+import json
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -16,10 +17,12 @@ from jax import Array
 
 from experiments import models, runs, worlds
 from experiments.engine import logs
+from experiments.tasks import classification, common
 from experiments.worlds import digits
 
 PIXELS = 64
 CLASSES = 10
+KEPT = 8  # results of a function that is asked for the same again
 MOST_AT_ONCE = 600  # examples that a network is asked about while nothing is trained
 
 
@@ -145,6 +148,35 @@ def accuracy(logits: Array, labels: Array) -> Array:
     return jnp.mean(jnp.argmax(logits, -1) == labels)
 
 
+Given = TypeVar("Given")
+
+
+def kept(function: Callable[..., Given]) -> Callable[..., Given]:
+    """Remembers the last results of a function of configs, keys and plain values: arms of a study ask for the same again.
+
+    What it gives must not be changed. Compiled functions among it are compiled once for all arms.
+    """
+    held: dict[str, Given] = {}
+
+    @functools.wraps(function)
+    def remembered(*given: Any) -> Given:
+        name = json.dumps([_plain(value) for value in given], sort_keys=True)
+        if name not in held:
+            found = function(*given)
+            if len(held) == KEPT:
+                del held[next(iter(held))]  # the oldest
+            held[name] = found
+        return held[name]
+
+    return remembered
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, ml_collections.ConfigDict):
+        return value.to_dict()
+    return jax.random.key_data(value).tolist() if isinstance(value, Array) else value
+
+
 class Measured(NamedTuple):
     """A run of `experiments.train`, trained to its end, and what its last evaluation measured."""
 
@@ -152,6 +184,7 @@ class Measured(NamedTuple):
     last: dict[str, float]
 
 
+@kept
 def engine_run(config: ml_collections.ConfigDict, key: Array, cache_dir: str) -> Measured:
     """Trains a config of `experiments.train` from the seed of a key; the cache keeps it, and goes on where it stopped."""
     config = ml_collections.ConfigDict(config.to_dict())
@@ -159,3 +192,18 @@ def engine_run(config: ml_collections.ConfigDict, key: Array, cache_dir: str) ->
     run = runs.obtain(config, Path(cache_dir))
     assert run.workdir is not None
     return Measured(run, logs.read(run.workdir / "metrics.jsonl")[-1])
+
+
+@kept
+def classifier(config: ml_collections.ConfigDict, cache_dir: str) -> Callable[[Array], dict[str, Array]]:
+    """Compiled `outputs(images) -> {"logits", "features"}` of a classifier that judges samples, trained where the cache
+    lacks it."""
+    outputs: Callable[[Array], dict[str, Array]] = jax.jit(classification.outputs(runs.obtain(config, Path(cache_dir))))
+    return outputs
+
+
+@kept
+def judge(config: ml_collections.ConfigDict, cache_dir: str) -> common.Judge:
+    """What measures samples of a config of `experiments.train`, with the world that they are compared with."""
+    trained = functools.partial(runs.obtain, cache_dir=Path(cache_dir))
+    return common.Judge(config, worlds.build(config.data, trained), trained)

@@ -2,6 +2,7 @@
 
 import jax
 import jax.numpy as jnp
+import ml_collections
 import numpy as np
 import optax
 import pytest
@@ -141,3 +142,39 @@ def test_the_perceptron_takes_masks_of_its_hidden_layers():
 def test_an_unknown_activation_is_refused():
     with pytest.raises(ValueError, match=r"model.activation must be one of gelu, relu, tanh, got 'sine'"):
         training.perceptron((8,), activation="sine")
+
+
+def test_what_is_asked_for_again_is_kept_by_the_values_of_all_that_is_given():
+    calls = []
+
+    @training.kept
+    def function(config, key, size):
+        calls.append(size)
+        return object()
+
+    def asked(rate=0.5, seed=0, size=0):
+        return function(ml_collections.ConfigDict({"rate": rate}), jax.random.key(seed), size)
+
+    first = asked()
+    assert asked() is first
+    assert len({first, asked(rate=0.25), asked(seed=1), asked(size=1)}) == 4
+    assert asked() is first
+    assert len(calls) == 4
+    for size in range(1, training.KEPT + 1):  # the oldest give way
+        asked(size=size)
+    assert asked() is not first
+
+
+def test_a_failure_is_not_kept():
+    outcomes = iter([ValueError("once"), 7])
+
+    @training.kept
+    def function(size):
+        outcome = next(outcomes)
+        if isinstance(outcome, ValueError):
+            raise outcome
+        return outcome
+
+    with pytest.raises(ValueError, match="once"):
+        function(3)
+    assert function(3) == 7
