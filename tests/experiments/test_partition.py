@@ -12,16 +12,25 @@ from experiments.engine.errors import UserError
 from tests.experiments.helpers import small
 
 STEPS = 50
+WIDTH = 64
+# Wide enough that kernels are split.
+FIELDS = {
+    "steps": STEPS,
+    "batch_size": 64,
+    "log_every": 1,
+    "model.width": WIDTH,
+    "model.depth": 1,
+    "model.dropout": 0.3,
+}
 
 
 def losses(tmp_path, name, mesh, **fields):
     """The loss of every step of the digits config, with dropout, on a mesh."""
-    fields = {"steps": STEPS, "model.dropout": 0.3, **fields}
-    config = small("consistency/digits", batch_size=64, log_every=1, **fields)
+    config = small("consistency/digits", **{**FIELDS, **fields})
     config.mesh, config.cache_dir = mesh, str(tmp_path / "cache")
     run = runs.train(tasks.resolve(config), tmp_path / name)
     records = logs.read(tmp_path / name / "metrics.jsonl")
-    assert [record["step"] for record in records] == list(range(1, fields["steps"] + 1))
+    assert [record["step"] for record in records] == list(range(1, config.steps + 1))
     return np.array([record["loss"] for record in records]), run
 
 
@@ -47,8 +56,8 @@ def test_meshes_agree(mesh, parallel, alone, tmp_path):
     block = run.state.params["block_0"]
     # The hidden features are split over model, and what is left of a kernel over fsdp.
     for name, shape in (
-        ("first", (256 // mesh["fsdp"], 256 // mesh["model"])),
-        ("second", (256 // mesh["model"], 256 // mesh["fsdp"])),
+        ("first", (WIDTH // mesh["fsdp"], WIDTH // mesh["model"])),
+        ("second", (WIDTH // mesh["model"], WIDTH // mesh["fsdp"])),
     ):
         shards = {shard.data.shape for shard in block[name]["kernel"].addressable_shards}
         assert shards == {shape} or (mesh["model"] == 1 and shards == {shape[::-1]})
@@ -88,8 +97,8 @@ def test_a_run_goes_on_on_another_mesh(alone, tmp_path):
     """Eight devices, two, eight under pmap, four, one: each goes on from the checkpoint of the one before."""
     meshes = ({"data": 2, "fsdp": 4}, {"data": 1, "fsdp": 2}, {"data": 8}, {"data": 1, "model": 4}, {"data": 1})
     for steps, mesh in zip((10, 20, 30, 40, STEPS), meshes, strict=True):
-        config = small("consistency/digits", batch_size=64, steps=STEPS, log_every=1, **{"model.dropout": 0.3})
-        config.mesh, config.checkpoint.every = mesh, 5
+        config = small("consistency/digits", **{**FIELDS, "checkpoint.every": 5})
+        config.mesh = mesh
         config.parallel = "pmap" if mesh == {"data": 8} else "jit"
         config = tasks.resolve(config)
         if steps == STEPS:
