@@ -81,9 +81,14 @@ def names(params: Any) -> set[str]:
     return {jax.tree_util.keystr(path, simple=True, separator="/") for path, _ in jax.tree.leaves_with_path(params)}
 
 
+@functools.cache
+def _jitted(apply: Callable[..., Any]) -> Callable[..., Any]:
+    return quickly(apply, static_argnames="method")
+
+
 def compiled(model: models.Model) -> Callable[..., Any]:
-    """`apply`, with arrays of NumPy out."""
-    apply = quickly(model.apply, static_argnames="method")
+    """`apply`, with arrays of NumPy out; tests of one model share its programs."""
+    apply = _jitted(model.apply)
     return lambda *args, **named: jax.tree.map(np.asarray, apply(*args, **named))
 
 
