@@ -34,9 +34,7 @@ class Records:
         self._file.write(json.dumps(record) + "\n")
         self._file.flush()
         if self._board is None:
-            from tensorboardX import SummaryWriter  # here, so that the first step does not wait for all that it imports
-
-            self._board = SummaryWriter(str(self._folder), purge_step=self._purge)
+            self._board = _summary_writer()(str(self._folder), purge_step=self._purge)
         for name, value in record.items():
             if name != "step":
                 self._board.add_scalar(name, value, int(record["step"]))
@@ -45,6 +43,19 @@ class Records:
         self._file.close()
         if self._board is not None:
             self._board.close()
+
+
+def _summary_writer() -> Any:
+    """TensorBoard's writer, imported here so that the first step does not wait for it."""
+    lacking = "torch" not in sys.modules
+    if lacking:
+        sys.modules["torch"] = None  # type: ignore[assignment]  # it would import PyTorch for seconds and not use it
+    try:
+        from tensorboardX import SummaryWriter
+    finally:
+        if lacking:
+            del sys.modules["torch"]
+    return SummaryWriter
 
 
 def read(path: Path) -> list[dict[str, Any]]:

@@ -200,7 +200,7 @@ class Judge:
                 raise UserError(f"config.evaluation.{name} must be >= {low}, got {evaluation[name]}")
         if evaluation.split not in SPLITS:
             raise unknown("config.evaluation.split", evaluation.split, SPLITS)
-        self._features = jax.jit(_flatten)
+        self._features, self._distance = jax.jit(_flatten), jax.jit(metrics.frechet_distance)
         if evaluation.features:
             self._features = jax.jit(classification.features(trained(evaluation.features)))
         self.world, self.samples = world, evaluation.samples
@@ -215,9 +215,9 @@ class Judge:
         return jnp.concatenate([self._features(images) for images in read])
 
     def _halved(self, seed: int) -> Array:
-        shuffled = self.real[np.random.default_rng(seed).permutation(len(self.real))]
+        shuffled = np.asarray(self.real)[np.random.default_rng(seed).permutation(len(self.real))]
         half = len(shuffled) // 2
-        return metrics.frechet_distance(shuffled[:half], shuffled[half : 2 * half])
+        return self._distance(shuffled[:half], shuffled[half : 2 * half])
 
     def distance(self, draw: Callable[[int], Array]) -> float:
         """Distance of `samples` generated examples; `draw(num)` gives them as a model does."""
@@ -227,7 +227,7 @@ class Judge:
         """Distance of generated examples, as a model gives them."""
         blocks = np.array_split(np.arange(len(generated)), max(1, len(generated) // FEATURE_BATCH))
         features = jnp.concatenate([self._features(generated[block]) for block in blocks])
-        return float(metrics.frechet_distance(self.real, features))
+        return float(self._distance(self.real, features))
 
 
 def _flatten(x: Array) -> Array:

@@ -9,7 +9,6 @@ import subprocess
 import sys
 
 import pytest
-from tensorboardX.proto.event_pb2 import Event
 
 from experiments.engine import logs
 from tests.experiments.helpers import ROOT
@@ -62,6 +61,8 @@ def test_starting_anew_drops_everything(tmp_path):
 
 def events(folder):
     """What TensorBoard would read: each event is its length, a checksum, its bytes, a checksum."""
+    from tensorboardX.proto.event_pb2 import Event  # after `Records` has imported the package, without PyTorch
+
     for path in sorted(folder.iterdir()):
         content = path.read_bytes()
         while content:
@@ -81,6 +82,13 @@ def test_tensorboard_shows_the_same_numbers(tmp_path):
         for value in event.summary.value
     ]
     assert shown == [(5, "loss", 0.5), (10, "loss", 0.25), (10, "accuracy", 0.75)]
+
+
+def test_pytorch_is_neither_imported_nor_barred(monkeypatch):
+    for name in [name for name in sys.modules if name.partition(".")[0] in ("torch", "tensorboardX")]:
+        monkeypatch.delitem(sys.modules, name)
+    assert logs._summary_writer().__name__ == "SummaryWriter"
+    assert "torch" not in sys.modules
 
 
 def test_plain_lines_on_a_pipe(capsys):

@@ -56,16 +56,17 @@ def shapes(model: models.Model) -> Any:
 
 def weights(model: models.Model, seed: int = 0) -> Any:
     """Parameters none of which is 0, as after training. `init` would compile a program for every shape."""
-    return _filled(shapes(model), seed)
+    return filled(shapes(model), seed)
 
 
 def layer(construct: Callable[[nnx.Rngs], Any]) -> Any:
     """A module with parameters none of which is 0."""
     graph, state = nnx.split(nnx.eval_shape(lambda: construct(nnx.Rngs(0))))
-    return nnx.merge(graph, _filled(state, 0))
+    return nnx.merge(graph, filled(state))
 
 
-def _filled(tree: Any, seed: int) -> Any:
+def filled(tree: Any, seed: int = 0) -> Any:
+    """Normal numbers in a tree of shapes; what is not a float rounds them."""
     generator = np.random.default_rng(seed)
 
     def fill(leaf):
@@ -80,9 +81,14 @@ def names(params: Any) -> set[str]:
     return {jax.tree_util.keystr(path, simple=True, separator="/") for path, _ in jax.tree.leaves_with_path(params)}
 
 
+@functools.cache
+def _jitted(apply: Callable[..., Any]) -> Callable[..., Any]:
+    return quickly(apply, static_argnames="method")
+
+
 def compiled(model: models.Model) -> Callable[..., Any]:
-    """`apply`, with arrays of NumPy out."""
-    apply = quickly(model.apply, static_argnames="method")
+    """`apply`, with arrays of NumPy out; tests of one model share its programs."""
+    apply = _jitted(model.apply)
     return lambda *args, **named: jax.tree.map(np.asarray, apply(*args, **named))
 
 

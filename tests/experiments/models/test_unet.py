@@ -98,7 +98,7 @@ def test_attention_reaches_across_the_image():
 
 def test_heads_share_one_set_of_parameters():
     one, two = (build("unet", attention_resolutions=(8,), head_channels=channels) for channels in (0, 2))
-    params, given = weights(one), inputs((8, 8, 1), batch=2)
+    params, given = weights(one), inputs((8, 8, 1))
     assert jax.tree.map(jnp.shape, shapes(one)) == jax.tree.map(jnp.shape, shapes(two))
     assert not np.allclose(compiled(one)(params, *given), compiled(two)(params, *given))
 

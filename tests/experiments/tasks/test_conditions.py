@@ -144,7 +144,7 @@ def test_training_and_evaluation():
 
 def test_conditional_denoiser_of_a_run():
     run = ready()
-    denoise = diffusion.conditional_denoiser(run)
+    denoise = jax.jit(diffusion.conditional_denoiser(run), static_argnames="read")
     x, sigma, tokens = (
         np.ones((2, 16, 16, 3), np.float32),
         np.full(2, 0.5, np.float32),

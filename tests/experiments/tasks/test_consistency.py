@@ -17,6 +17,7 @@ from experiments.tasks.consistency.methods import METHODS
 from experiments.tasks.consistency.task import _in_groups
 from mlfuncs import transport
 from tests.experiments.helpers import SMALL_MLP, batch_of, small
+from tests.experiments.tasks import helpers
 
 
 def digits(method="improved", **overrides):
@@ -39,22 +40,24 @@ class Ready(NamedTuple):
         return state, losses
 
 
-def ready(config):
-    run = runs.prepare(config)
-    return Ready(run, jax.jit(run.task.update), jax.jit(run.task.init)(jax.random.key(0)))
+def ready(config, prepare=helpers.prepare):
+    run = prepare(config)
+    return Ready(run, jax.jit(run.task.update), run.task.init(jax.random.key(0)))
 
 
 @pytest.fixture(scope="module")
 def prepared(tmp_path_factory):
-    """`prepared(method)`: its task with all that it needs, trained for a few steps and compiled once."""
+    """`prepared(method)`: its task, compiled once; for distillation with all that it needs, trained for a few steps."""
     few = {"steps": 3, "evaluate_every": 0, "mesh.data": 1}
     overrides = {
         "evaluate_every": 4,
+        "model.dropout": 0.3,
         "cache_dir": str(tmp_path_factory.mktemp("cache")),
         **{f"teacher.{field}": value for field, value in {**few, **SMALL_MLP}.items()},
         **{f"evaluation.features.{field}": value for field, value in few.items()},
     }
-    return functools.cache(lambda method: ready(digits(method, **overrides)))
+    ways = {"distillation": runs.prepare}
+    return functools.cache(lambda method: ready(digits(method, **overrides), ways.get(method, helpers.prepare)))
 
 
 def test_published_settings_of_the_methods():
@@ -157,14 +160,14 @@ def test_the_curriculum_does_not_recompile():
 
 
 @pytest.mark.parametrize("method", ["training", "improved", "latent_improved"])
-def test_sharded_update_equals_one_device(method):
-    task = ready(digits(method, **{"consistency.final_steps": 20, "model.dropout": 0.3}))
+def test_sharded_update_equals_one_device(method, prepared):
+    task = prepared(method)
     assert jax.device_count() == 8
     mesh = jax.make_mesh((8,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
     batch, key, state = batch_of(task.run.world, np.arange(16)), jax.random.key(5), task.first
     shard = lambda spec: NamedSharding(mesh, spec)  # noqa: E731
     one_state, one = task.update(state, batch, key)
-    many_state, many = task.update(
+    many_state, many = jax.jit(task.run.task.update)(
         jax.device_put(state, shard(PartitionSpec())), jax.device_put(batch, shard(PartitionSpec("data"))), key
     )
     np.testing.assert_allclose(one["loss"], many["loss"], rtol=1e-5)
@@ -174,14 +177,15 @@ def test_sharded_update_equals_one_device(method):
 
 
 def test_coupling_stays_inside_its_group():
-    data, noise = jax.random.normal(jax.random.key(0), (2, 12, 3))
-    pair = lambda key, x, z: transport.minibatch_coupling(x, z)  # noqa: E731
+    data, noise = np.random.default_rng(0).standard_normal((2, 12, 3)).astype(np.float32)
+    couple = jax.jit(transport.minibatch_coupling)
+    pair = lambda key, x, z: couple(x, z)  # noqa: E731
     keys = jax.random.split(jax.random.key(1), 12)
-    grouped = _in_groups(pair, 4)(keys, data, noise)
+    grouped = np.asarray(jax.jit(_in_groups(pair, 4))(keys, data, noise))
     for start in (0, 4, 8):
         part = slice(start, start + 4)
-        np.testing.assert_allclose(grouped[part], noise[part][transport.minibatch_coupling(data[part], noise[part])])
-    assert jnp.sum((data - grouped) ** 2) < jnp.sum((data - noise) ** 2)
+        np.testing.assert_allclose(grouped[part], noise[part][couple(data[part], noise[part])])
+    assert np.sum((data - grouped) ** 2) < np.sum((data - noise) ** 2)
     np.testing.assert_array_equal(_in_groups(None, 4)(keys, data, noise), noise)
 
 

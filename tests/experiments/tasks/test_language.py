@@ -1,16 +1,20 @@
 """Language: it learns, answers, writes; students learn from sequences of every source; devices do not show."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import scipy.special
 from jax.sharding import NamedSharding, PartitionSpec
 
 from experiments import runs, tasks
-from experiments.engine import logs
+from experiments.engine import logs, loop
 from experiments.engine.errors import UserError
 from experiments.tasks.language import task as language
 from tests.experiments.helpers import batch_of, small
+from tests.experiments.tasks import helpers
 
 FACTS = {"data.subjects": 6, "data.relations": 2, "data.objects": 3, "data.background": 3}
 TINY = {"model.width": 16, "model.depth": 1, "model.heads": 2, "evaluation.responses": 8}
@@ -20,33 +24,25 @@ def config(name="facts", **overrides):
     return small(f"language/{name}", **{**FACTS, **TINY, **overrides})
 
 
+@functools.cache
 def prepared(name="facts", **overrides):
-    return runs.prepare(tasks.resolve(config(name, **overrides)))
+    return helpers.prepare(config(name, **overrides))
 
 
-@pytest.fixture(scope="module")
-def cache(tmp_path_factory):
-    return tmp_path_factory.mktemp("cache")
-
-
-def distilling(cache, **overrides):
-    """A student of a teacher of four steps."""
+@functools.cache
+def distilling(**overrides):
+    """A student of an untrained teacher like it, unless told otherwise."""
     teacher = {**FACTS, **TINY, "batch_size": 16, "steps": 4, "log_every": 4, "evaluate_every": 0}
-    teacher |= {"checkpoint.every": 4, "mesh.data": 1, "model.width": 24}
-    return prepared(
-        "facts_distillation",
-        cache_dir=str(cache),
-        **{f"teacher.{name}": value for name, value in teacher.items()},
-        **overrides,
-    )
+    teacher |= {"checkpoint.every": 4, "mesh.data": 1}
+    teacher = {f"teacher.{name}": value for name, value in teacher.items()}
+    return prepared("facts_distillation", **{**teacher, **overrides})
 
 
 def steps(run, num, state=None):
-    update = jax.jit(run.task.update)
-    state, seen = state or jax.jit(run.task.init)(jax.random.key(0)), []
+    state, seen = state or run.task.init(jax.random.key(0)), []
     for step in range(num):
         rows = (np.arange(16) + 16 * step) % len(run.world.train)
-        state, metrics = update(state, batch_of(run.world, rows), jax.random.fold_in(jax.random.key(1), step))
+        state, metrics = run.task.update(state, batch_of(run.world, rows), jax.random.key(step))
         seen.append({name: float(value) for name, value in metrics.items()})
     return state, seen
 
@@ -66,29 +62,32 @@ def test_facts_are_learnt_and_asked_for():
 
 def test_what_is_measured_by_hand():
     run = prepared()
-    params = run.task.init(jax.random.key(0)).average
+    state = run.task.init(jax.random.key(0))
     tokens = run.world.test.examples["tokens"]
-    logits = np.asarray(language.network(run.config, run.world).apply(params, tokens[:, :-1])["logits"], np.float64)
+    logits = np.asarray(
+        language.network(run.config, run.world).apply(state.average, tokens[:, :-1])["logits"], np.float64
+    )
     odds = np.exp(logits) / np.exp(logits).sum(-1, keepdims=True)
     nats = -np.log(np.take_along_axis(odds, tokens[:, 1:, None], axis=-1)[..., 0])[tokens[:, 1:] > 0]
-    measured, _ = run.task.evaluate(run.task.init(jax.random.key(0)), jax.random.key(0))
+    measured, _ = run.task.evaluate(state, jax.random.key(0))
     np.testing.assert_allclose(measured["test_loss"], nats.mean(), rtol=1e-5)
     characters = sum(len(run.world.text.decode(row)) for row in tokens)
     np.testing.assert_allclose(measured["bits_per_character"], nats.sum() / np.log(2) / characters, rtol=1e-5)
 
 
 def test_padding_does_not_count():
-    logits = jnp.asarray(np.random.default_rng(0).standard_normal((2, 3, 5)).astype(np.float32))
-    tokens = jnp.array([[1, 2, 3, 0], [1, 4, 0, 0]])
-    loss = lambda logits: jnp.sum(language.next_token_losses(logits, tokens)[0])  # noqa: E731
-    sums, counts = language.next_token_losses(logits, tokens)
+    logits = np.random.default_rng(0).standard_normal((2, 3, 5)).astype(np.float32)
+    tokens = np.array([[1, 2, 3, 0], [1, 4, 0, 0]])
+    losses = jax.jit(language.next_token_losses, static_argnums=2)
+    sums, counts = losses(logits, tokens)
     np.testing.assert_array_equal(counts, [2, 1])
-    expected = [-jax.nn.log_softmax(logits[0])[[0, 1], [2, 3]].sum(), -jax.nn.log_softmax(logits[1])[0, 4]]
+    likely = scipy.special.log_softmax(logits, axis=-1)
+    expected = [-likely[0, [0, 1], [2, 3]].sum(), -likely[1, 0, 4]]
     np.testing.assert_allclose(sums, expected, rtol=1e-5)
-    later, fewer = language.next_token_losses(logits, tokens, 2)
+    later, fewer = losses(logits, tokens, 2)
     np.testing.assert_array_equal(fewer, [1, 0])
-    np.testing.assert_allclose(later, [-jax.nn.log_softmax(logits[0, 1])[3], 0], rtol=1e-5)
-    gradient = np.asarray(jax.grad(loss)(logits))
+    np.testing.assert_allclose(later, [-likely[0, 1, 3], 0], rtol=1e-5)
+    gradient = np.asarray(jax.jit(jax.grad(lambda logits: jnp.sum(losses(logits, tokens)[0])))(logits))
     assert not gradient[0, 2:].any()
     assert not gradient[1, 1:].any()
     assert gradient[0, :2].any()
@@ -106,13 +105,23 @@ def test_texts_depend_on_key_and_number_alone():
 
 
 @pytest.mark.parametrize(
-    ("fresh", "fraction", "stored"),
-    [("student", 1.0, "teacher"), ("teacher", 1.0, "data"), ("student", 0.5, "teacher"), ("student", 0.0, "data")],
+    ("fresh", "fraction", "stored", "others"),
+    [
+        ("student", 1.0, "teacher", {"teacher.model.width": 24, "evaluation.samples": 0}),
+        ("teacher", 1.0, "data", {"teacher.model.width": 24, "evaluation.samples": 0}),
+        ("student", 0.5, "teacher", {}),
+        ("student", 0.0, "data", {"teacher.model.width": 24, "evaluation.samples": 0}),
+    ],
 )
-def test_students_learn_from_sequences_of_every_source(cache, fresh, fraction, stored):
-    source = {"fresh": fresh, "fresh_fraction": fraction, "stored": stored}
-    run = distilling(cache, **{f"distillation.{name}": value for name, value in source.items()})
-    first = jax.jit(run.task.init)(jax.random.key(0))
+def test_students_learn_from_sequences_of_every_source(fresh, fraction, stored, others):
+    source = {"fresh": fresh, "fresh_fraction": fraction, "stored": stored} if others else {}
+    run = distilling(**{f"distillation.{name}": value for name, value in source.items()}, **others)
+    assert [run.config.distillation[name] for name in ("fresh", "fresh_fraction", "stored")] == [
+        fresh,
+        fraction,
+        stored,
+    ]
+    first = run.task.init(jax.random.key(0))
     state, seen = steps(run, 12, first)
     assert np.mean([s["loss"] for s in seen[-3:]]) < 0.9 * seen[0]["loss"]
     for ours, theirs in zip(jax.tree.leaves(first.teacher), jax.tree.leaves(state.teacher), strict=True):
@@ -122,9 +131,9 @@ def test_students_learn_from_sequences_of_every_source(cache, fresh, fraction, s
     assert measured["teacher_divergence"] > 0
 
 
-def test_stored_responses_are_the_teachers_and_go_on_from_the_prompts(cache):
-    run = distilling(cache)
-    state, again = (jax.jit(run.task.init)(jax.random.key(seed)) for seed in (0, 0))
+def test_stored_responses_are_the_teachers_and_go_on_from_the_prompts():
+    run = distilling()
+    state, again = (run.task.init(jax.random.key(seed)) for seed in (0, 0))
     stored, rows = np.asarray(state.stored), run.world.train.examples["tokens"]
     assert stored.shape == rows.shape
     np.testing.assert_array_equal(stored[:, :2], rows[:, :2])
@@ -134,9 +143,8 @@ def test_stored_responses_are_the_teachers_and_go_on_from_the_prompts(cache):
     assert not stored[np.cumsum(ends, axis=1) - ends > 0].any()
 
 
-def test_a_student_that_is_its_teacher_is_at_no_distance(cache):
-    given = {"model.width": 24, "optimizer.learning_rate": 1e-9}
-    run = distilling(cache, **given)
+def test_a_student_that_is_its_teacher_is_at_no_distance():
+    run = distilling()
     state = run.task.init(jax.random.key(0))
     state = state._replace(params=state.teacher, average=state.teacher)
     _, (seen,) = steps(run, 1, state)
@@ -146,9 +154,9 @@ def test_a_student_that_is_its_teacher_is_at_no_distance(cache):
 
 
 @pytest.mark.parametrize("method", ["training", "distillation"])
-def test_sharded_update_equals_one_device(method, cache):
-    run = prepared(**{"model.dropout": 0.2}) if method == "training" else distilling(cache)
-    state, update = jax.jit(run.task.init)(jax.random.key(0)), jax.jit(run.task.update)
+def test_sharded_update_equals_one_device(method):
+    run = prepared(**{"model.dropout": 0.2}) if method == "training" else distilling()
+    state, update = run.task.init(jax.random.key(0)), run.task.update
     mesh = jax.make_mesh((8,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
     shard = lambda spec: NamedSharding(mesh, spec)  # noqa: E731
     batch, key = batch_of(run.world, np.arange(16)), jax.random.key(5)
@@ -163,19 +171,17 @@ def test_sharded_update_equals_one_device(method, cache):
 
 
 @pytest.mark.parametrize("method", ["training", "distillation"])
-def test_runs_do_not_depend_on_the_devices(method, cache, tmp_path):
+def test_runs_do_not_depend_on_the_devices(method, tmp_path):
+    run = prepared() if method == "training" else distilling()
+
     def losses(name, mesh, parallel="jit"):
-        if method == "training":
-            given = config(batch_size=16)
-        else:
-            given = distilling(cache).config.copy_and_resolve_references()
-        given.batch_size, given.steps, given.log_every, given.evaluate_every = 16, 3, 1, 0
-        given.mesh, given.parallel = mesh, parallel
-        runs.train(tasks.resolve(given), tmp_path / name)
+        given = run.config.copy_and_resolve_references()
+        given.mesh, given.parallel, given.log_every = mesh, parallel, 1
+        loop.train(run.task, run.world.train, given, tmp_path / name, label=name)
         return np.array([record["loss"] for record in logs.read(tmp_path / name / "metrics.jsonl")])
 
     alone = losses("alone", {"data": 1})
-    assert len(alone) == 3
+    assert len(alone) == 4
     for name, mesh, parallel in (("fsdp", {"data": 2, "fsdp": 4}, "jit"), ("pmap", {"data": 8}, "pmap")):
         np.testing.assert_allclose(losses(name, mesh, parallel), alone, rtol=1e-4, err_msg=name)
 
@@ -220,9 +226,9 @@ def test_mistakes_in_a_config_are_named(overrides, match):
         ({"data.objects": 4}, "config.teacher has .* tokens that are not the"),
     ],
 )
-def test_mistakes_in_a_distillation_are_named(cache, overrides, match):
+def test_mistakes_in_a_distillation_are_named(overrides, match):
     with pytest.raises(UserError, match=match):
-        distilling(cache, **overrides)
+        distilling(**overrides)
 
 
 def test_texts_and_pictures_are_kept_apart():

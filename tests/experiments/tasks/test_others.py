@@ -13,11 +13,10 @@ from tests.experiments.helpers import SMALL_MLP, batch_of, small
 
 def trained(name, num, **overrides):
     run = runs.prepare(tasks.resolve(small(name, batch_size=64, **overrides)))
-    update = jax.jit(run.task.update)
-    state, losses = jax.jit(run.task.init)(jax.random.key(0)), []
+    state, losses = run.task.init(jax.random.key(0)), []
     for step in range(num):
         indices = (np.arange(64) + 64 * step) % len(run.world.train)
-        state, metrics = update(state, batch_of(run.world, indices), jax.random.fold_in(jax.random.key(1), step))
+        state, metrics = run.task.update(state, batch_of(run.world, indices), jax.random.key(step))
         losses.append(float(metrics["loss"]))
     return run._replace(state=state), losses
 
@@ -60,10 +59,14 @@ def test_autoencoding_learns():
 
 
 def test_the_judge_finds_real_examples_at_the_floor():
-    config = tasks.resolve(small("diffusion/digits", **{"evaluation.features": {}, "evaluation.samples": 898}))
+    config = tasks.resolve(
+        small("diffusion/digits", **{**SMALL_MLP, "evaluation.features": {}, "evaluation.samples": 898})
+    )
     run = runs.prepare(config)
     judge = common.Judge(config, run.world, lambda needed: None)
-    real = run.world.to_model(run.world.train.read(np.random.default_rng(1).permutation(1797)[:898])["image"])
+    real = np.asarray(
+        run.world.to_model(run.world.train.read(np.random.default_rng(1).permutation(1797)[:898])["image"])
+    )
     assert judge.distance(lambda num: real[:num]) < 2 * judge.floor
     assert judge.distance(lambda num: real[:num] + 0.5) > 10 * judge.floor
 

@@ -272,15 +272,16 @@ def test_sharded_equals_one_device():
         loss = consistency.trajectory_distillation_loss(smooth(PARAMS), denoise, x, **given)
         return loss, consistency.trajectory_sample(KEY, exact, x, sigmas=(80.0, 2.0), gamma=0.5)
 
-    sharded = jax.jit(both)(jax.device_put(x, sharding), jax.device_put(given, sharding))
-    for ours, theirs in zip(sharded, both(x, given), strict=True):
+    run = jax.jit(both)
+    sharded, whole = run(jax.device_put(x, sharding), jax.device_put(given, sharding)), run(x, given)
+    for ours, theirs in zip(sharded, whole, strict=True):
         assert len(ours.sharding.device_set) == 8
         np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-6)
     mapped = jax.shard_map(
         lambda x, given: consistency.trajectory_distillation_loss(smooth(PARAMS), denoise, x, **given),
         mesh=mesh, in_specs=PartitionSpec("data"), out_specs=PartitionSpec("data"),
-    )(x, given)  # fmt: skip
-    np.testing.assert_allclose(mapped, both(x, given)[0], rtol=1e-4, atol=1e-6)
+    )  # fmt: skip
+    np.testing.assert_allclose(jax.jit(mapped)(x, given), whole[0], rtol=1e-4, atol=1e-6)
 
 
 X = jnp.ones((2, 3))

@@ -1,5 +1,6 @@
 """The distillation task: a student learns from a frozen teacher, whatever the devices and wherever the teacher lies."""
 
+import functools
 from types import SimpleNamespace
 
 import jax
@@ -7,7 +8,7 @@ import numpy as np
 import pytest
 
 from experiments import runs, tasks
-from experiments.engine import logs
+from experiments.engine import logs, loop
 from experiments.engine.errors import UserError
 from experiments.tasks import classification
 from experiments.tasks.distillation import task as distillation
@@ -29,17 +30,18 @@ def config(cache, **overrides):
     return small("distillation/digits", batch_size=BATCH, cache_dir=str(cache), **{**short, **teacher, **overrides})
 
 
+@functools.cache
 def prepared(cache, **overrides):
     return runs.prepare(tasks.resolve(config(cache, **overrides)))
 
 
 def test_a_student_learns_and_its_teacher_stays_as_it_is(cache):
     run = prepared(cache, steps=100)
-    state, losses = jax.jit(run.task.init)(jax.random.key(0)), []
-    before, update = jax.device_get(state.teacher), jax.jit(run.task.update)
+    state, losses = run.task.init(jax.random.key(0)), []
+    before = jax.device_get(state.teacher)
     for step in range(100):
         rows = (np.arange(BATCH) + BATCH * step) % len(run.world.train)
-        state, metrics = update(state, batch_of(run.world, rows), jax.random.key(step))
+        state, metrics = run.task.update(state, batch_of(run.world, rows), jax.random.key(step))
         losses.append(float(metrics["loss"]))
     assert np.mean(losses[-10:]) < 0.6 * losses[0]
     jax.tree.map(np.testing.assert_array_equal, before, jax.device_get(state.teacher))
@@ -67,7 +69,7 @@ def test_the_teacher_is_never_differentiated(cache, monkeypatch):
 
     # Here alone: the teacher's own training does differentiate it.
     monkeypatch.setattr(distillation, "classification", SimpleNamespace(**{**vars(classification), "network": guarded}))
-    run = prepared(cache)
+    run = prepared.__wrapped__(cache)
     state = run.task.init(jax.random.key(0))
     batch = batch_of(run.world, np.arange(BATCH))
     run.task.update(state, batch, jax.random.key(0))
@@ -77,23 +79,23 @@ def test_the_teacher_is_never_differentiated(cache, monkeypatch):
         jax.grad(lambda p: teacher.apply(p, run.world.to_model(batch["image"]))["logits"].sum())(state.teacher)
 
 
-def losses(folder, cache, mesh, **fields):
-    given = config(cache, objective=WHOLE, log_every=1, **fields)
-    given.mesh = mesh
-    run = runs.train(tasks.resolve(given), folder)
-    return np.array([record["loss"] for record in logs.read(folder / "metrics.jsonl")]), run
-
-
 def test_losses_over_a_batch_do_not_depend_on_the_devices(cache, tmp_path):
-    alone, _ = losses(tmp_path / "alone", cache, {"data": 1})
+    run = prepared(cache, objective=WHOLE)
+
+    def losses(name, mesh, parallel="jit"):
+        given = run.config.copy_and_resolve_references()
+        given.mesh, given.parallel, given.log_every = mesh, parallel, 1
+        loop.train(run.task, run.world.train, given, tmp_path / name, label=name)
+        return np.array([record["loss"] for record in logs.read(tmp_path / name / "metrics.jsonl")])
+
+    alone = losses("alone", {"data": 1})
     assert len(alone) == 4
     for name, mesh, parallel in (
         ("data", {"data": 8}, "jit"),
         ("fsdp", {"data": 2, "fsdp": 4}, "jit"),
         ("pmap", {"data": 8}, "pmap"),
     ):
-        split, _ = losses(tmp_path / name, cache, mesh, parallel=parallel)
-        np.testing.assert_allclose(split, alone, rtol=1e-4, err_msg=name)
+        np.testing.assert_allclose(losses(name, mesh, parallel), alone, rtol=1e-4, err_msg=name)
 
 
 def test_the_teacher_may_be_a_run_of_ones_own(cache, tmp_path):

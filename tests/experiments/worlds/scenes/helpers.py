@@ -9,6 +9,9 @@ import numpy as np
 from experiments.worlds import scenes
 from tests.experiments.models.helpers import quickly
 
+# Detecting and drawing is arithmetic: eight times as fast as in programs compiled quickly, for a third of a second more.
+optimized = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 2})
+
 FIELDS = ("shape", "color", "size", "style", "present", "background")
 
 
@@ -18,17 +21,27 @@ def single(row=(0, 0, 1, 0), position=(0.5, 0.5), background=0):
     return scenes.Scene(*values, jnp.array([position], jnp.float32), jnp.array([True]), jnp.asarray(background))
 
 
+@functools.cache
+def _drawer(**settings):
+    return quickly(jax.vmap(functools.partial(scenes.draw, **settings)))
+
+
+@functools.cache
+def _single_drawer(grid):
+    return quickly(jax.vmap(lambda key, row: scenes.draw(key, row[None], grid=grid)))
+
+
 def every_single(seed=0, grid=1):
     """All 900 combinations of shape, colour, size, style and ground, each at a random place."""
     rows = np.repeat(scenes.combinations(), len(scenes.BACKGROUNDS), axis=0)
     grounds = np.tile(np.arange(len(scenes.BACKGROUNDS)), len(scenes.combinations()))
     keys = jax.random.split(jax.random.key(seed), len(rows))
-    drawn = quickly(jax.vmap(lambda key, row: scenes.draw(key, row[None], grid=grid)))(keys, jnp.asarray(rows))
-    return drawn._replace(background=jnp.asarray(grounds))
+    return _single_drawer(grid)(keys, rows)._replace(background=grounds)
 
 
-def many(count, seed=0, **settings):
-    return quickly(jax.vmap(lambda key: scenes.draw(key, **settings)))(jax.random.split(jax.random.key(seed), count))
+def many(count, seed=0, rows=None, **settings):
+    drawer = _drawer if rows is None else functools.partial(_drawer.__wrapped__, rows=rows)
+    return drawer(**settings)(jax.random.split(jax.random.key(seed), count))
 
 
 CHUNK = 100
@@ -36,7 +49,7 @@ CHUNK = 100
 
 @functools.cache
 def _detector(objects):
-    return jax.jit(lambda pictures: scenes.detect(pictures, objects=objects))
+    return optimized(lambda pictures: scenes.detect(pictures, objects=objects))
 
 
 def detected(pictures, objects):
@@ -50,7 +63,7 @@ def detected(pictures, objects):
 
 @functools.cache
 def _renderer(size):
-    return quickly(lambda batch: scenes.render(batch, size))
+    return optimized(lambda batch: scenes.render(batch, size))
 
 
 def pictures_of(batch, size):

@@ -8,7 +8,7 @@ from configs import common
 from experiments import runs, tasks, worlds
 from experiments.engine.errors import UserError
 from experiments.worlds import scenes
-from tests.experiments.helpers import small
+from tests.experiments.helpers import SMALL_MLP, small
 from tests.experiments.worlds.scenes.helpers import differing
 
 SMALL = {"train_size": 40, "test_size": 24}
@@ -133,9 +133,11 @@ def test_bad_settings_are_the_users(fields, says):
         worlds.build(config(**fields), None)
 
 
-@pytest.mark.parametrize("name", ["classification/digits", "diffusion/digits"])
-def test_it_trains(name, tmp_path):
-    given = small(name, **{"evaluation.features": {}, "cache_dir": str(tmp_path / "cache")})
+@pytest.mark.parametrize(
+    ("name", "model"), [("classification/digits", {"model.channels": (4,)}), ("diffusion/digits", SMALL_MLP)]
+)
+def test_it_trains(name, model, tmp_path):
+    given = small(name, **model, **{"evaluation.features": {}, "cache_dir": str(tmp_path / "cache")})
     with given.unlocked():
         given.data = config(train_size=64)
     resolved = tasks.resolve(given)
