@@ -210,20 +210,14 @@ def _join(x: Array, leading: tuple[int, ...]) -> Array:
 
 def block_at(whole: tuple[Array, ...], index: Array) -> tuple[Array, ...]:
     """The slices at a place of the second axis."""
-    index, *held = _kept_apart(index, *whole)
-    return tuple(jax.lax.dynamic_index_in_dim(x, index, 1, keepdims=False) for x in held)
 
+    def at(x: Array) -> Array:
+        # Without the barrier the conversion to float32 moves out of the loop, to the whole at once. One for each array: JAX
+        # 0.12 cannot transpose one through which only some of several arrays are differentiated.
+        held, place = jax.lax.optimization_barrier((x, index))
+        return jax.lax.dynamic_index_in_dim(held, place, 1, keepdims=False)
 
-@jax.custom_jvp
-def _kept_apart(*arrays: Array) -> tuple[Array, ...]:
-    """The arrays as they are: what is done to their slices in a loop, a conversion to float32, does not move out of it."""
-    return jax.lax.optimization_barrier(arrays)
-
-
-@_kept_apart.defjvp
-def _kept_apart_derivative(arrays: tuple[Array, ...], changes: tuple[Array, ...]) -> tuple[Any, Any]:
-    # Not through the barrier, whose transpose in JAX 0.12 refuses arrays of which only some are differentiated.
-    return _kept_apart(*arrays), changes
+    return tuple(map(at, whole))
 
 
 def _values_and_gradients(
