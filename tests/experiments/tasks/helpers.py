@@ -1,11 +1,15 @@
-"""Runs whose parameters are made up, where a test needs a task and not what training does to it."""
+"""Runs whose parameters are made up, where a test needs a task and not what training does to it; one task on many meshes."""
 
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import jax
 import ml_collections
+import numpy as np
 
 from experiments import runs, tasks, worlds
+from experiments.engine import logs, loop
 from tests.experiments.models.helpers import filled
 
 _made_up: dict[str, runs.Run] = {}
@@ -28,3 +32,11 @@ def prepare(config: ml_collections.ConfigDict) -> runs.Run:
     config = tasks.resolve(config)
     world = worlds.build(config.data, untrained)
     return runs.Run(config, world, tasks.build(config, world, untrained))
+
+
+def losses_on(run: runs.Run, workdir: Path, mesh: Mapping[str, int], parallel: str = "jit") -> np.ndarray:
+    """The loss of every step of a prepared run's training from the start, on the devices of a mesh."""
+    given = run.config.copy_and_resolve_references()
+    given.mesh, given.parallel, given.log_every = mesh, parallel, 1
+    loop.train(run.task, run.world.train, given, workdir, label=workdir.name)
+    return np.array([record["loss"] for record in logs.read(workdir / "metrics.jsonl")])

@@ -10,7 +10,6 @@ import scipy.special
 from jax.sharding import NamedSharding, PartitionSpec
 
 from experiments import runs, tasks
-from experiments.engine import logs, loop
 from experiments.engine.errors import UserError
 from experiments.tasks.language import task as language
 from tests.experiments.helpers import batch_of, small
@@ -173,17 +172,12 @@ def test_sharded_update_equals_one_device(method):
 @pytest.mark.parametrize("method", ["training", "distillation"])
 def test_runs_do_not_depend_on_the_devices(method, tmp_path):
     run = prepared() if method == "training" else distilling()
-
-    def losses(name, mesh, parallel="jit"):
-        given = run.config.copy_and_resolve_references()
-        given.mesh, given.parallel, given.log_every = mesh, parallel, 1
-        loop.train(run.task, run.world.train, given, tmp_path / name, label=name)
-        return np.array([record["loss"] for record in logs.read(tmp_path / name / "metrics.jsonl")])
-
-    alone = losses("alone", {"data": 1})
+    alone = helpers.losses_on(run, tmp_path / "alone", {"data": 1})
     assert len(alone) == 4
     for name, mesh, parallel in (("fsdp", {"data": 2, "fsdp": 4}, "jit"), ("pmap", {"data": 8}, "pmap")):
-        np.testing.assert_allclose(losses(name, mesh, parallel), alone, rtol=1e-4, err_msg=name)
+        np.testing.assert_allclose(
+            helpers.losses_on(run, tmp_path / name, mesh, parallel), alone, rtol=1e-4, err_msg=name
+        )
 
 
 def test_a_run_is_sampled_with_other_settings(tmp_path):

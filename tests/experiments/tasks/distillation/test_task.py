@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 
 from experiments import runs, tasks
-from experiments.engine import logs, loop
 from experiments.engine.errors import UserError
 from experiments.tasks import classification
 from experiments.tasks.distillation import task as distillation
 from tests.experiments.helpers import batch_of, small
+from tests.experiments.tasks.helpers import losses_on
 
 BATCH = 64
 WHOLE = "0.1 * cross_entropy + 0.9 * kullback_leibler(temperature=4) + 0.8 * sinkhorn + 2 * correlation"
@@ -81,21 +81,14 @@ def test_the_teacher_is_never_differentiated(cache, monkeypatch):
 
 def test_losses_over_a_batch_do_not_depend_on_the_devices(cache, tmp_path):
     run = prepared(cache, objective=WHOLE)
-
-    def losses(name, mesh, parallel="jit"):
-        given = run.config.copy_and_resolve_references()
-        given.mesh, given.parallel, given.log_every = mesh, parallel, 1
-        loop.train(run.task, run.world.train, given, tmp_path / name, label=name)
-        return np.array([record["loss"] for record in logs.read(tmp_path / name / "metrics.jsonl")])
-
-    alone = losses("alone", {"data": 1})
+    alone = losses_on(run, tmp_path / "alone", {"data": 1})
     assert len(alone) == 4
     for name, mesh, parallel in (
         ("data", {"data": 8}, "jit"),
         ("fsdp", {"data": 2, "fsdp": 4}, "jit"),
         ("pmap", {"data": 8}, "pmap"),
     ):
-        np.testing.assert_allclose(losses(name, mesh, parallel), alone, rtol=1e-4, err_msg=name)
+        np.testing.assert_allclose(losses_on(run, tmp_path / name, mesh, parallel), alone, rtol=1e-4, err_msg=name)
 
 
 def test_the_teacher_may_be_a_run_of_ones_own(cache, tmp_path):
