@@ -2,7 +2,6 @@
 
 from collections.abc import Callable
 from functools import partial
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -107,7 +106,7 @@ def _problem(
 ) -> tuple[Teacher, common.Judge, Array, Array]:
     """What all arms of a seed share: the teacher, the judge, noise [N, ...] and signals [MEASURED, N, ...] of the truth."""
     teacher = trained_teacher(config, key, steps, cache_dir)
-    judge = common.Judge(teacher.run.config, teacher.run.world, partial(runs.obtain, cache_dir=Path(cache_dir)))
+    judge = training.judge(teacher.run.config, cache_dir)
     noise = _noise(teacher, jnp.arange(samples), noise_key)
     return teacher, judge, noise, jax.jit(teacher.signals)(noise)[teacher.measured]
 
