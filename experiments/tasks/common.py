@@ -215,9 +215,8 @@ class Judge:
         return jnp.concatenate([self._features(images) for images in read])
 
     def _halved(self, seed: int) -> Array:
-        shuffled = np.asarray(self.real)[np.random.default_rng(seed).permutation(len(self.real))]
-        half = len(shuffled) // 2
-        return self._distance(shuffled[:half], shuffled[half : 2 * half])
+        order, half = np.random.default_rng(seed).permutation(len(self.real)), len(self.real) // 2
+        return self._distance(self.real[order[:half]], self.real[order[half : 2 * half]])
 
     def distance(self, draw: Callable[[int], Array]) -> float:
         """Distance of `samples` generated examples; `draw(num)` gives them as a model does."""
