@@ -113,6 +113,7 @@ def test_texts_depend_on_key_and_number_alone():
     ],
 )
 def test_students_learn_from_sequences_of_every_source(fresh, fraction, stored, others):
+    # One of them is the default, and shares the program of other tests.
     source = {"fresh": fresh, "fresh_fraction": fraction, "stored": stored} if others else {}
     run = distilling(**{f"distillation.{name}": value for name, value in source.items()}, **others)
     assert [run.config.distillation[name] for name in ("fresh", "fresh_fraction", "stored")] == [
